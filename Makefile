@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
-CHECKED := core tests examples benchmarks
+CHECKED := core integrations tests examples benchmarks
 
 .PHONY: quickstart test lint format bench demo-pair wheel clean help
 

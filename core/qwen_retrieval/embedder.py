@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import numpy as np
 
+from qwen_retrieval.fingerprint import embedding_fingerprint
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.loading import LoadConfig, LoadedModel, load_embedding
 from qwen_retrieval.model import Flow, Model, arun_flow, run_flow
@@ -35,6 +36,8 @@ class Embedder(Model):
             instruction; "" for none at all.
         max_length: Longest input in tokens; None for 8192, or the model's own limit if that is less.
         max_batch_tokens: Tokens computed in one forward pass.
+        batch_size: Most inputs of one call in a forward pass; None for as many as `max_batch_tokens` allows, which is
+            faster.
         on_overflow: What to do with a longer input: "truncate" (cut its end and warn once per call) or "error".
         control_tokens: What to do with strings such as ``<|endoftext|>`` in texts: "escape" (spell them out as plain
             text), "keep" (let them act) or "error".
@@ -56,6 +59,7 @@ class Embedder(Model):
         instruction: str | None = None,
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         on_overflow: OnOverflow = "truncate",
         control_tokens: ControlTokens = "escape",
         show_progress: bool = False,
@@ -65,6 +69,8 @@ class Embedder(Model):
         self.dimensions = check_dimensions(spec, dimensions)
         default = spec.family.default_instruction
         self.instruction = resolve_instruction(default if instruction is None else instruction)
+        self._revision = loaded.revision if loaded else None
+        self._max_length, self._control_tokens = max_length, control_tokens
         self._template = EmbeddingTemplate(
             tokenizer, spec, max_length=max_length, on_overflow=on_overflow, control_tokens=control_tokens
         )
@@ -74,6 +80,7 @@ class Embedder(Model):
             name=spec.model,
             loaded=loaded,
             max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
             show_progress=show_progress,
             strict="error" in (on_overflow, control_tokens),
         )
@@ -87,6 +94,7 @@ class Embedder(Model):
         instruction: str | None = None,
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         on_overflow: OnOverflow = "truncate",
         control_tokens: ControlTokens = "escape",
         show_progress: bool = False,
@@ -106,6 +114,7 @@ class Embedder(Model):
             instruction: See the class.
             max_length: See the class.
             max_batch_tokens: See the class; None for what suits the device.
+            batch_size: See the class.
             on_overflow: See the class.
             control_tokens: See the class.
             show_progress: See the class.
@@ -142,6 +151,7 @@ class Embedder(Model):
                 instruction=instruction,
                 max_length=max_length,
                 max_batch_tokens=max_batch_tokens,
+                batch_size=batch_size,
                 on_overflow=on_overflow,
                 control_tokens=control_tokens,
                 show_progress=show_progress,
@@ -151,55 +161,83 @@ class Embedder(Model):
             loaded.release()
             raise
 
-    def embed_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> FloatArray:
+    @property
+    def fingerprint(self) -> str:
+        """A name for what decides the vectors, to keep them under; see `embedding_fingerprint`."""
+        return embedding_fingerprint(
+            self.spec.model,
+            revision=self._revision,
+            dimensions=self.dimensions,
+            instruction=self.instruction,
+            max_length=self._max_length,
+            control_tokens=self._control_tokens,
+        )
+
+    def embed_queries(
+        self, queries: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> FloatArray:
         """Embed queries, each with the instruction.
 
         Args:
             queries: n texts.
             instruction: The task of these queries, instead of the embedder's own; "" for none.
+            dimensions: Length of these vectors, instead of the embedder's own.
 
         Returns:
             (n, dimensions) float32, rows of unit length, in input order; (0, dimensions) for no queries.
 
         Raises:
             TypeError: `queries` is not a list of strings.
+            ValueError: The model cannot give vectors of that length.
             InputError: A query is not valid text, too long for ``on_overflow="error"``, or contains a control token
                 that ``control_tokens="error"`` refuses.
             NonFiniteError: The model gives NaN for a query.
             ModelClosedError: After `close`.
         """
         texts = check_texts("queries", queries)
-        return run_flow(self._query_flow(texts, instruction)) if texts else self._empty()
+        size = self._length(dimensions)
+        return run_flow(self._query_flow(texts, instruction, size)) if texts else _empty(size)
 
-    async def aembed_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> FloatArray:
+    async def aembed_queries(
+        self, queries: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> FloatArray:
         """The same as `embed_queries`, without blocking the event loop."""
         texts = check_texts("queries", queries)
-        return await arun_flow(self._query_flow(texts, instruction)) if texts else self._empty()
+        size = self._length(dimensions)
+        return await arun_flow(self._query_flow(texts, instruction, size)) if texts else _empty(size)
 
-    def embed_documents(self, documents: Sequence[str], *, instruction: str | None = None) -> FloatArray:
+    def embed_documents(
+        self, documents: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> FloatArray:
         """Embed documents, raw.
 
         Args:
             documents: n texts.
             instruction: Only for symmetric tasks (duplicates, similarity, clustering), in which both sides get the
                 instruction of the query. None for none.
+            dimensions: Length of these vectors, instead of the embedder's own.
 
         Returns:
             (n, dimensions) float32, rows of unit length, in input order; (0, dimensions) for no documents.
 
         Raises:
             TypeError: `documents` is not a list of strings.
+            ValueError: The model cannot give vectors of that length.
             InputError: See `embed_queries`.
             NonFiniteError: The model gives NaN for a document.
             ModelClosedError: After `close`.
         """
         texts = check_texts("documents", documents)
-        return run_flow(self._document_flow(texts, instruction)) if texts else self._empty()
+        size = self._length(dimensions)
+        return run_flow(self._document_flow(texts, instruction, size)) if texts else _empty(size)
 
-    async def aembed_documents(self, documents: Sequence[str], *, instruction: str | None = None) -> FloatArray:
+    async def aembed_documents(
+        self, documents: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> FloatArray:
         """The same as `embed_documents`, without blocking the event loop."""
         texts = check_texts("documents", documents)
-        return await arun_flow(self._document_flow(texts, instruction)) if texts else self._empty()
+        size = self._length(dimensions)
+        return await arun_flow(self._document_flow(texts, instruction, size)) if texts else _empty(size)
 
     def explain_query(self, query: str, *, instruction: str | None = None) -> Explanation:
         """Exactly what the model sees of a query; needs no forward pass."""
@@ -212,16 +250,21 @@ class Embedder(Model):
     def _resolve(self, instruction: str | None) -> str:
         return self.instruction if instruction is None else resolve_instruction(instruction)
 
-    def _query_flow(self, texts: list[str], instruction: str | None) -> Flow:
+    def _length(self, dimensions: int | None) -> int:
+        return self.dimensions if dimensions is None else check_dimensions(self.spec, dimensions)
+
+    def _query_flow(self, texts: list[str], instruction: str | None, size: int) -> Flow:
         task = self._resolve(instruction)
-        return self._flow(texts, lambda part: self._template.encode_queries(part, task), self._finish)
+        return self._flow(texts, lambda part: self._template.encode_queries(part, task), _shorten(size))
 
-    def _document_flow(self, texts: list[str], instruction: str | None) -> Flow:
+    def _document_flow(self, texts: list[str], instruction: str | None, size: int) -> Flow:
         task = resolve_instruction(instruction or "")
-        return self._flow(texts, lambda part: self._template.encode_documents(part, task), self._finish)
+        return self._flow(texts, lambda part: self._template.encode_documents(part, task), _shorten(size))
 
-    def _finish(self, hidden: FloatArray) -> FloatArray:
-        return truncate_dimensions(hidden, self.dimensions)
 
-    def _empty(self) -> FloatArray:
-        return np.empty((0, self.dimensions), dtype=np.float32)
+def _shorten(size: int) -> Callable[[FloatArray], FloatArray]:
+    return lambda hidden: truncate_dimensions(hidden, size)  # (n, hidden) -> (n, size)
+
+
+def _empty(size: int) -> FloatArray:
+    return np.empty((0, size), dtype=np.float32)

@@ -20,6 +20,9 @@ Arguments of a wrong type or out of range raise plain `TypeError` and `ValueErro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class QwenRetrievalError(Exception):
     """Base class of all errors below."""
@@ -95,3 +98,22 @@ class MissingDependencyError(QwenRetrievalError, ImportError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f'{library} is not installed; run: pip install "qwen-retrieval[{extra}]"')
+
+
+@contextmanager
+def needs_extra(module: str, extra: str) -> Iterator[None]:
+    """Around imports of a framework: without it, the error says what to install.
+
+    Args:
+        module: The framework's import name, such as "langchain_core".
+        extra: The extra of this distribution that brings it.
+
+    Raises:
+        MissingDependencyError: `module` is not installed. Other failing imports pass unchanged.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name == module or module.startswith(f"{error.name}."):
+            raise MissingDependencyError(module, extra) from error
+        raise

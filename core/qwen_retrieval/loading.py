@@ -76,6 +76,7 @@ class LoadedModel(Generic[Spec]):
         worker: The thread that runs the engine.
         tokenizer: The checkpoint's own tokenizer.
         spec: The family that the checkpoint belongs to, and its sizes.
+        revision: Branch, tag or commit that was asked for.
         device: Where the weights are, such as "cuda:0".
         dtype: What is computed in, such as "bfloat16".
         max_batch_tokens: Token budget of a batch that suits the device.
@@ -86,6 +87,7 @@ class LoadedModel(Generic[Spec]):
     worker: Worker
     tokenizer: HubTokenizer
     spec: Spec
+    revision: str | None
     device: str
     dtype: str
     max_batch_tokens: int
@@ -215,7 +217,7 @@ def _read_embedding(config: LoadConfig) -> LoadedModel[EmbeddingSpec]:
     engine = torch_engine.load_embedding_engine(folder, shape, config.device, config.dtype)
     template = EmbeddingTemplate(tokenizer, spec)
     _check_outputs(engine.embed, [e.ids for e in template.encode_documents(["", "Water boils at 100 degrees."])])
-    return _loaded(engine, Worker(engine.embed, name=config.model), tokenizer, spec)
+    return _loaded(engine, Worker(engine.embed, name=config.model), tokenizer, spec, config.revision)
 
 
 def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
@@ -231,10 +233,12 @@ def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
     question, answers = "When does water boil?", ["Water boils at 100 degrees.", "Cats sleep most of the day."]
     pairs = template.encode_pairs([question] * 2, answers, spec.family.default_instruction)
     _check_outputs(engine.score, [e.ids for e in pairs])
-    return _loaded(engine, Worker(engine.score, name=config.model), tokenizer, spec)
+    return _loaded(engine, Worker(engine.score, name=config.model), tokenizer, spec, config.revision)
 
 
-def _loaded(engine: _TorchEngine, worker: Worker, tokenizer: HubTokenizer, spec: Spec) -> LoadedModel[Spec]:
+def _loaded(
+    engine: _TorchEngine, worker: Worker, tokenizer: HubTokenizer, spec: Spec, revision: str | None
+) -> LoadedModel[Spec]:
     from qwen_retrieval.engine.engine import default_batch_tokens
 
     return LoadedModel(
@@ -242,6 +246,7 @@ def _loaded(engine: _TorchEngine, worker: Worker, tokenizer: HubTokenizer, spec:
         worker=worker,
         tokenizer=tokenizer,
         spec=spec,
+        revision=revision,
         device=str(engine.device),
         dtype=str(engine.dtype).removeprefix("torch."),
         max_batch_tokens=default_batch_tokens(engine.device),

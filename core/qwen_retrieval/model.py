@@ -21,6 +21,7 @@ from qwen_retrieval.errors import ModelClosedError, NonFiniteError
 from qwen_retrieval.loading import LoadedModel
 from qwen_retrieval.templates import Encoded
 from qwen_retrieval.types import FloatArray, TokenIds, Tokenizer
+from qwen_retrieval.usage import count
 from qwen_retrieval.worker import Worker
 
 CHUNK = 64
@@ -50,6 +51,7 @@ class Model:
         name: What to call the model in messages and in the name of its thread.
         loaded: The model of this process's cache that `run` belongs to; by default the model starts its own worker.
         max_batch_tokens: Token budget of one batch; None for what suits the device.
+        batch_size: Most inputs of one call in a batch; None for as many as the budget allows.
         show_progress: Show a progress bar for calls of more than `CHUNK` inputs.
         strict: Encode all inputs of a call before the first is computed, because some may have to be refused.
     """
@@ -62,6 +64,7 @@ class Model:
         name: str,
         loaded: LoadedModel[Any] | None,
         max_batch_tokens: int | None,
+        batch_size: int | None,
         show_progress: bool,
         strict: bool,
     ) -> None:
@@ -73,6 +76,9 @@ class Model:
         self.max_batch_tokens = default if max_batch_tokens is None else max_batch_tokens
         if self.max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, but got {max_batch_tokens}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, or None for as many as fit, but got {batch_size}")
+        self.batch_size = batch_size
         self._worker = loaded.worker if loaded else Worker(run, name=name)
         self._release = loaded.release if loaded else self._worker.close
         self._name = name
@@ -89,6 +95,12 @@ class Model:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def __copy__(self) -> Self:
+        return self  # weights and threads are shared, never copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # Weights and threads do not travel; the adapters pickle the name of the model instead.
@@ -116,12 +128,13 @@ class Model:
         unique, inverse = dedupe(inputs)
         call = _Call(finish, self._progress(len(unique)))
         try:
-            for start in range(0, len(unique), CHUNK):
-                encoded: list[Encoded] = yield partial(encode, unique[start : start + CHUNK])
+            chunk = min(CHUNK, self.batch_size or CHUNK)
+            for start in range(0, len(unique), chunk):
+                encoded: list[Encoded] = yield partial(encode, unique[start : start + chunk])
                 ids = call.note(encoded)
                 call.pending.append(self._worker.submit(ids, max_batch_tokens=self.max_batch_tokens))
-                # Two batches ahead keep the device busy and bound the memory.
-                while call.tokens_ahead > 2 * self.max_batch_tokens:
+                # Two batches ahead keep the device busy and bound the memory; chunks ahead could share a batch.
+                while call.tokens_ahead > (0 if self.batch_size else 2 * self.max_batch_tokens):
                     call.collect((yield call.pending[0]))
             while call.pending:
                 call.collect((yield call.pending[0]))
@@ -152,9 +165,12 @@ class _Call:
         return sum(self._tokens)
 
     def note(self, encoded: list[Encoded]) -> list[TokenIds]:
-        self.dropped += [one.dropped for one in encoded]
+        dropped = [one.dropped for one in encoded]
         ids = [one.ids for one in encoded]
-        self._tokens.append(sum(map(len, ids)))
+        tokens = sum(map(len, ids))
+        count(inputs=len(ids), tokens=tokens, truncated=len(dropped) - dropped.count(0))
+        self.dropped += dropped
+        self._tokens.append(tokens)
         return ids
 
     def collect(self, rows: FloatArray) -> None:

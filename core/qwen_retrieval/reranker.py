@@ -10,9 +10,18 @@ import numpy as np
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.loading import LoadConfig, LoadedModel, load_reranking
 from qwen_retrieval.model import Flow, Model, arun_flow, run_flow
+from qwen_retrieval.ranking import check_top_n, rank
 from qwen_retrieval.specs import RerankingSpec
 from qwen_retrieval.templates import Encoded, Explanation, RerankingTemplate, check_texts
-from qwen_retrieval.types import ControlTokens, FloatArray, OnOverflow, RerankingEngine, RerankResult, Tokenizer
+from qwen_retrieval.types import (
+    ControlTokens,
+    FloatArray,
+    OnOverflow,
+    RerankingEngine,
+    RerankResult,
+    Scale,
+    Tokenizer,
+)
 from qwen_retrieval.vectors import sigmoid
 
 Pair = tuple[str, str]
@@ -36,6 +45,8 @@ class Reranker(Model):
             "jinja" (vLLM's example file, which loses the last line break).
         max_length: Longest input in tokens, template included; None for 8192, or the model's own limit if less.
         max_batch_tokens: Tokens computed in one forward pass.
+        batch_size: Most inputs of one call in a forward pass; None for as many as `max_batch_tokens` allows, which is
+            faster.
         on_overflow: What to do with a longer pair: "truncate" (cut the end of the document, then of the query, and
             warn once per call) or "error".
         control_tokens: What to do with strings such as ``<|im_end|>`` in texts: "escape" (spell them out as plain
@@ -58,6 +69,7 @@ class Reranker(Model):
         template: str = "canonical",
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         on_overflow: OnOverflow = "truncate",
         control_tokens: ControlTokens = "escape",
         show_progress: bool = False,
@@ -80,6 +92,7 @@ class Reranker(Model):
             name=spec.model,
             loaded=loaded,
             max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
             show_progress=show_progress,
             strict="error" in (on_overflow, control_tokens),
         )
@@ -93,6 +106,7 @@ class Reranker(Model):
         template: str = "canonical",
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         on_overflow: OnOverflow = "truncate",
         control_tokens: ControlTokens = "escape",
         show_progress: bool = False,
@@ -112,6 +126,7 @@ class Reranker(Model):
             template: See the class.
             max_length: See the class.
             max_batch_tokens: See the class; None for what suits the device.
+            batch_size: See the class.
             on_overflow: See the class.
             control_tokens: See the class.
             show_progress: See the class.
@@ -148,6 +163,7 @@ class Reranker(Model):
                 template=template,
                 max_length=max_length,
                 max_batch_tokens=max_batch_tokens,
+                batch_size=batch_size,
                 on_overflow=on_overflow,
                 control_tokens=control_tokens,
                 show_progress=show_progress,
@@ -231,6 +247,7 @@ class Reranker(Model):
         top_n: int | None = None,
         instruction: str | None = None,
         score_threshold: float | None = None,
+        scale: Scale = "probability",
     ) -> list[RerankResult]:
         """Order documents by how well they meet the query.
 
@@ -239,7 +256,8 @@ class Reranker(Model):
             documents: n texts.
             top_n: Keep at most this many results; None keeps all.
             instruction: The task of this query, instead of the reranker's own.
-            score_threshold: Keep only results of at least this relevance score, before `top_n` is applied.
+            score_threshold: Keep only results of at least this score, before `top_n` is applied.
+            scale: What `score_threshold` is in; the results have both.
 
         Returns:
             Results by falling relevance; equal ones keep the order in which they were given. [] for no documents.
@@ -248,8 +266,9 @@ class Reranker(Model):
             ValueError: `top_n` is below 1.
             InputError: See `score`, as for the other errors.
         """
-        _check_top_n(top_n)
-        return _rank(self.log_odds(query, documents, instruction=instruction), top_n, score_threshold)
+        check_top_n(top_n)
+        log_odds = self.log_odds(query, documents, instruction=instruction)
+        return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)
 
     async def arerank(
         self,
@@ -259,10 +278,12 @@ class Reranker(Model):
         top_n: int | None = None,
         instruction: str | None = None,
         score_threshold: float | None = None,
+        scale: Scale = "probability",
     ) -> list[RerankResult]:
         """The same as `rerank`, without blocking the event loop."""
-        _check_top_n(top_n)
-        return _rank(await self.alog_odds(query, documents, instruction=instruction), top_n, score_threshold)
+        check_top_n(top_n)
+        log_odds = await self.alog_odds(query, documents, instruction=instruction)
+        return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)
 
     def explain(self, query: str, document: str, *, instruction: str | None = None) -> Explanation:
         """Exactly what the model sees of a pair; needs no forward pass."""
@@ -294,17 +315,3 @@ def _check_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     queries = check_texts("queries", [query for query, _ in pairs])
     documents = check_texts("documents", [document for _, document in pairs])
     return list(zip(queries, documents, strict=True))
-
-
-def _check_top_n(top_n: int | None) -> None:
-    if top_n is not None and top_n < 1:
-        raise ValueError(f"top_n must be at least 1, or None for all, but got {top_n}")
-
-
-def _rank(log_odds: FloatArray, top_n: int | None, score_threshold: float | None) -> list[RerankResult]:
-    scores = sigmoid(log_odds)  # (n,)
-    order = np.argsort(-log_odds, kind="stable").tolist()
-    results = [RerankResult(i, float(scores[i]), float(log_odds[i])) for i in order]
-    if score_threshold is not None:
-        results = [result for result in results if result.relevance_score >= score_threshold]
-    return results[:top_n]

@@ -419,15 +419,33 @@ def check_dimensions(spec: EmbeddingSpec, dimensions: int | None) -> int:
     """
     if dimensions is None:
         return spec.hidden_size
+    return check_vector_length(spec.name, spec.hidden_size, spec.family.min_dimensions, dimensions)
+
+
+def check_vector_length(model: str, full: int, least: int, dimensions: int) -> int:
+    """The length of a vector, if a model can give it.
+
+    Args:
+        model: What to call the model.
+        full: The length of its full vector.
+        least: The shortest that its family was trained for.
+        dimensions: The length asked for.
+
+    Returns:
+        `dimensions`.
+
+    Raises:
+        TypeError: `dimensions` is not an integer.
+        ValueError: The model cannot give that length.
+    """
     if isinstance(dimensions, bool):
         raise TypeError(f"dimensions must be an integer, but got {dimensions}")
     try:
         asked = operator.index(dimensions)
     except TypeError as exc:
         raise TypeError(f"dimensions must be an integer, but got {dimensions!r}") from exc
-    least = min(spec.family.min_dimensions, spec.hidden_size)
-    if not least <= asked <= spec.hidden_size:
-        raise ValueError(f"dimensions must be between {least} and {spec.hidden_size} for {spec.name}, but got {asked}")
+    if not min(least, full) <= asked <= full:
+        raise ValueError(f"dimensions must be between {min(least, full)} and {full} for {model}, but got {asked}")
     return asked
 
 

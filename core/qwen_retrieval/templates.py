@@ -19,6 +19,9 @@ DEFAULT_MAX_LENGTH = 8192
 """Longest input in tokens unless the caller says otherwise: `max_length` of the README's examples
 (https://github.com/QwenLM/Qwen3-Embedding, commit f4ad0c43). The models allow more, at the price of memory."""
 
+VERSION = 1
+"""Raised when the token ids of any text change, because vectors that were kept then no longer fit new ones."""
+
 _SHORTEST_EMBEDDING_INPUT = 8
 _SHORTEST_RERANKING_BODY = 16
 

@@ -22,6 +22,10 @@ OnOverflow = Literal["truncate", "error"]
 """What to do with an input longer than ``max_length``: cut it and warn, or refuse."""
 
 
+Scale = Literal["probability", "log_odds"]
+"""What a relevance score is in: a probability in [0, 1], or log-odds (any real number), which do not saturate."""
+
+
 class Tokenizer(Protocol):
     """Text to ids, without templates, truncation or end tokens: those belong to `templates`."""
 
@@ -85,3 +89,7 @@ class RerankResult:
     index: int
     relevance_score: float
     log_odds: float
+
+    def score(self, scale: Scale) -> float:
+        """`relevance_score` or `log_odds`."""
+        return self.relevance_score if scale == "probability" else self.log_odds

@@ -372,10 +372,10 @@ def test_an_unknown_template_names_those_that_are_known(reranker: Path) -> None:
 
 
 def test_an_unknown_keyword_is_a_type_error() -> None:
-    unknown: dict[str, Any] = {"batch_size": 32}
-    with pytest.raises(TypeError, match="batch_size"):
+    unknown: dict[str, Any] = {"batch_sise": 32}
+    with pytest.raises(TypeError, match="batch_sise"):
         Embedder.from_pretrained("demo", **unknown)
-    with pytest.raises(TypeError, match="batch_size"):
+    with pytest.raises(TypeError, match="batch_sise"):
         Reranker.from_pretrained("demo", **unknown)
 
 

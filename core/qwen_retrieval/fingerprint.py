@@ -1,0 +1,130 @@
+"""A name for everything that decides a vector: the key under which it may be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qwen_retrieval.hub import local_folder, model_folder
+from qwen_retrieval.instructions import resolve_instruction
+from qwen_retrieval.specs import CHECKPOINTS, DEMO, QWEN3_EMBEDDING, check_vector_length, resolve_model
+from qwen_retrieval.templates import DEFAULT_MAX_LENGTH, VERSION
+from qwen_retrieval.types import ControlTokens
+
+_SAMPLES, _SAMPLE = 256, 4096
+"""A weight file is told from another by its size and this many samples of so many bytes, spread over it."""
+
+
+def full_dimensions(model: str) -> int | None:
+    """The length of a model's full vector, as far as it can be told without loading it or asking the hub.
+
+    Args:
+        model: As in `Embedder.from_pretrained`.
+
+    Returns:
+        The length, or None for a repository that is none of the published checkpoints.
+    """
+    name = resolve_model(model, "embedding")
+    for checkpoint in CHECKPOINTS:
+        if checkpoint.repository == name:
+            return checkpoint.hidden_size
+    config = _read_config(_folder(name))
+    size = config.get("hidden_size")
+    return size if isinstance(size, int) else None
+
+
+def check_dimensions(model: str, dimensions: int | None) -> int | None:
+    """Refuse a vector length that a model cannot give, before it is loaded, as far as that can be told.
+
+    Args:
+        model: As in `Embedder.from_pretrained`.
+        dimensions: The length asked for, or None for the full length.
+
+    Returns:
+        `dimensions`, or the full length if that is None and known, else None.
+
+    Raises:
+        TypeError: `dimensions` is not an integer.
+        ValueError: The model cannot give that length.
+    """
+    full = full_dimensions(model)
+    if dimensions is None or full is None:
+        return full if dimensions is None else dimensions
+    return check_vector_length(Path(model).name, full, QWEN3_EMBEDDING.min_dimensions, dimensions)
+
+
+def embedding_fingerprint(
+    model: str,
+    *,
+    revision: str | None = None,
+    dimensions: int | None = None,
+    instruction: str | None = None,
+    document_instruction: str | None = None,
+    max_length: int | None = None,
+    control_tokens: ControlTokens = "escape",
+) -> str:
+    """A name for what decides the vectors: two embedders with the same name give the same vectors.
+
+    Use it as the namespace of a cache, of a record manager or of an index, so that a vector which was made otherwise
+    is never found again. Nothing is loaded and nobody is asked for it.
+
+    Args:
+        model: As in `Embedder.from_pretrained`. A folder is told by what is in it, not by where it lies.
+        revision: Branch, tag or commit; a branch that moves keeps its name.
+        dimensions: Length of the vectors, None for the full length.
+        instruction: The instruction of queries, None for the default.
+        document_instruction: The instruction of documents, None for none.
+        max_length: Longest input in tokens, None for the default.
+        control_tokens: What is done with control tokens in texts.
+
+    Returns:
+        Such as ``Qwen3-Embedding-0.6B-1024-5f0c2d9a41b7e386``: letters, digits, ``.``, ``_`` and ``-``.
+    """
+    name = resolve_model(model, "embedding")
+    folder = _folder(name)
+    size = dimensions or full_dimensions(model)
+    parts = {
+        "model": _digest(folder) if folder else name,
+        "revision": None if folder else revision or "main",
+        "dimensions": size,
+        "instruction": resolve_instruction(QWEN3_EMBEDDING.default_instruction if instruction is None else instruction),
+        "document_instruction": resolve_instruction(document_instruction or ""),
+        "max_length": max_length or DEFAULT_MAX_LENGTH,
+        "control_tokens": control_tokens,
+        "normalisation": "unit length",
+        "templates": VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name) or "model"
+    return f"{readable}-{size or 'full'}-{digest}"
+
+
+def _folder(name: str) -> Path | None:
+    return model_folder(DEMO, "embedding") if name == DEMO else local_folder(name)
+
+
+def _read_config(folder: Path | None) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}  # loading will say what is wrong with it
+    return config if isinstance(config, dict) else {}
+
+
+def _digest(folder: Path) -> str:
+    """What a checkpoint holds: its small files as they are, its weights by size and samples."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if path.suffix == ".json" or size <= _SAMPLES * _SAMPLE:
+                digest.update(file.read())
+                continue
+            for sample in range(_SAMPLES):
+                file.seek(sample * (size - _SAMPLE) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
