@@ -3,6 +3,7 @@
 #   make quickstart              search real documents with the bundled demo models
 #   make quickstart MODEL=0.6B   the same with the published models (0.6B, 4B, 8B), downloaded on first use
 #   make test                    lint, types and the whole test suite
+#   make test-frameworks         the adapters' tests, with the newest and then the lowest supported frameworks
 #
 # Variables: PYTHON (the interpreter to start from), MODEL, PIP_FLAGS (for every pip install), PYTEST_FLAGS, DIST.
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 MODEL ?= demo
 DIST ?= dist
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n auto --maxprocesses 4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PIP_FLAGS)
 CHECKED := core integrations tests examples benchmarks
 
-.PHONY: quickstart test lint format bench demo-pair wheel clean help
+ADAPTERS := tests/integrations tests/test_conformance.py tests/test_examples.py
+EXTRAS := qdrant,parquet,langchain,llama-index,haystack,test
+
+.PHONY: quickstart test test-frameworks lint format bench demo-pair wheel clean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -28,6 +32,10 @@ quickstart: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-frameworks: $(VENV)/.installed-test .venv-lowest/.installed
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)
+	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -48,7 +56,7 @@ wheel: $(VENV)/.created
 	$(PIP) wheel --quiet --no-deps $(PIP_FLAGS) --wheel-dir $(DIST) .
 
 clean:
-	rm -rf .venv .venv-demo dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-lowest dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says that an environment holds what pyproject.toml and constraints.txt ask for.
@@ -68,8 +76,14 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "installing qwen-retrieval, its extras and the test tools (a few minutes the first time)"
-	@$(INSTALL) -e '.[qdrant,parquet,test]'
+	@$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
+
+.venv-lowest/.installed: .venv-lowest/.created pyproject.toml constraints-lowest.txt
+	@echo "installing the lowest supported version of each framework into .venv-lowest"
+	@.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt $(PIP_FLAGS) \
+	  -e '.[$(EXTRAS)]'
+	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.created pyproject.toml constraints.txt
 	@$(INSTALL) -e '.[bench,test]'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +16,21 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "qwen_retrieval"
 PAGE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 MODULES = sorted(path for path in CORE.rglob("*.py") if path.name != "__main__.py")
+ADAPTERS = ROOT / "integrations"
+# The framework that each folder of integrations/ is for: its import name, and the extra that brings it.
+FRAMEWORKS = {
+    "langchain_qwen_retrieval": ("langchain_core", "langchain"),
+    "llama_index": ("llama_index", "llama-index"),
+    "haystack_integrations": ("haystack", "haystack"),
+}
+PUBLIC = {
+    "langchain_qwen_retrieval": ("langchain_core", "langchain"),
+    "llama_index.embeddings.qwen_retrieval": ("llama_index.core", "llama-index"),
+    "llama_index.postprocessor.qwen_retrieval": ("llama_index.core", "llama-index"),
+    "haystack_integrations.components.embedders.qwen_retrieval": ("haystack", "haystack"),
+    "haystack_integrations.components.rankers.qwen_retrieval": ("haystack", "haystack"),
+}
+ADAPTER_MODULES = sorted(ADAPTERS.rglob("*.py"))
 OUTSIDE_ENGINE = [path for path in MODULES if "engine" not in path.relative_to(CORE).parts]
 HEAVY = ("torch", "transformers", "qdrant_client", "pyarrow", "langchain_core", "llama_index", "haystack")
 
@@ -72,7 +88,55 @@ def test_only_the_engine_imports_torch(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_the_core_imports_no_framework_and_not_transformers(path: Path) -> None:
     found = set(imports(parse(path), module_level=False))
-    assert found.isdisjoint({"transformers", "sentence_transformers", "langchain_core", "llama_index", "haystack"})
+    assert found.isdisjoint(
+        {"transformers", "sentence_transformers", *FRAMEWORKS, *(name for name, _ in FRAMEWORKS.values())}
+    )
+
+
+def folder_of(path: Path) -> str:
+    """Which folder of integrations/ a module is in."""
+    return path.relative_to(ADAPTERS).parts[0]
+
+
+@pytest.mark.parametrize("path", ADAPTER_MODULES, ids=lambda path: path.relative_to(ADAPTERS).as_posix())
+def test_an_adapter_imports_its_own_framework_and_the_core_and_no_other(path: Path) -> None:
+    own = FRAMEWORKS[folder_of(path)][0]
+    foreign = {"torch", "transformers", "langchain", "langchain_classic", "langchain_community", "qdrant_client"}
+    foreign |= {name for name, _ in FRAMEWORKS.values()} | set(FRAMEWORKS)
+    found = set(imports(parse(path), module_level=False))
+    assert found & (foreign - {own, folder_of(path)}) == set()
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_importing_an_adapter_loads_neither_torch_nor_another_framework(module: str) -> None:
+    roots = {"langchain_core", "llama_index.core", "haystack", "torch", "transformers"} - {PUBLIC[module][0]}
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {roots!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_an_adapter_without_its_framework_says_what_to_install(module: str) -> None:
+    framework, extra = PUBLIC[module]
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {framework!r} or name.startswith({framework + "."!r}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name={framework!r})
+
+sys.meta_path.insert(0, Missing())
+import {module}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f'{framework} is not installed; run: pip install "qwen-retrieval[{extra}]"' in done.stderr.splitlines()[-1]
+
+
+def test_no_adapter_hides_its_framework() -> None:
+    for framework in ("llama_index.core", "haystack_integrations"):
+        assert importlib.util.find_spec(framework) is not None
 
 
 @pytest.mark.parametrize("name", ["types", "errors", "specs", "instructions", "templates", "batching", "vectors"])

@@ -738,3 +738,45 @@ def test_ctrl_c_that_nobody_catches_ends_the_process(call: str) -> None:
     assert status in (-signal.SIGINT, 130)
     assert output == []
     assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 100])
+def test_batch_size_caps_the_inputs_of_a_call_in_a_forward_pass(batch_size: int) -> None:
+    sizes: list[int] = []
+    engine = FakeEmbeddingEngine(fail_on=lambda batch: sizes.append(len(batch)))
+    texts = [f"text {number}" for number in range(150)]
+    with (
+        Embedder(engine, ByteTokenizer(), fake_embedding_spec(), batch_size=batch_size) as embedder,
+        Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()) as unlimited,
+    ):
+        assert np.array_equal(embedder.embed_documents(texts), unlimited.embed_documents(texts))
+    assert max(sizes) <= batch_size
+    assert sum(sizes) == 150
+
+
+def test_a_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, or None for as many as fit, but got 0"):
+        Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), batch_size=0)
+
+
+@given(st.integers(8, 64))
+def test_dimensions_of_a_call_are_those_of_an_embedder_made_for_them(dimensions: int) -> None:
+    with (
+        Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), dimensions=32) as general,
+        Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), dimensions=dimensions) as made_for_it,
+    ):
+        for found, expected in [
+            (general.embed_queries([QUERY], dimensions=dimensions), made_for_it.embed_queries([QUERY])),
+            (general.embed_documents([QUERY], dimensions=dimensions), made_for_it.embed_documents([QUERY])),
+            (general.embed_documents([], dimensions=dimensions), made_for_it.embed_documents([])),
+        ]:
+            assert found.shape[1] == dimensions
+            assert np.array_equal(found, expected)
+
+
+async def test_impossible_dimensions_of_a_call_are_refused() -> None:
+    with Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()) as embedder:
+        with pytest.raises(ValueError, match="dimensions must be between 8 and 64 for fake-embedding, but got 65"):
+            embedder.embed_queries([QUERY], dimensions=65)
+        with pytest.raises(ValueError, match="but got 7"):
+            await embedder.aembed_documents([], dimensions=7)

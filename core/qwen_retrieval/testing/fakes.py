@@ -1,9 +1,4 @@
-"""Stand-ins for tokenizer and models: no download, no torch, the same numbers on every machine.
-
-For the tests of this project, and of projects that use it:
-
-    >>> from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
-    >>> parts = FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()
+"""A tokenizer and engines that need neither torch nor a download, and give the same numbers on every machine.
 
 The numbers mean little, but not nothing: texts that share many letters come out closer than texts that share few, and
 an instruction changes the result.

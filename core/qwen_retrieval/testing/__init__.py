@@ -1,0 +1,30 @@
+"""Stand-ins for tokenizer and models, and suites for adapters: no download, no torch, the same numbers everywhere.
+
+For the tests of this project, and of projects that use it:
+
+    >>> from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
+    >>> parts = FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()
+
+`qwen_retrieval.testing.conformance` (needs pytest) has what an embedding or reranking class of any framework must
+satisfy, to be subclassed for your own.
+"""
+
+from __future__ import annotations
+
+from qwen_retrieval.testing.fakes import (
+    ByteTokenizer,
+    FailOn,
+    FakeEmbeddingEngine,
+    FakeRerankingEngine,
+    fake_embedding_spec,
+    fake_reranking_spec,
+)
+
+__all__ = [
+    "ByteTokenizer",
+    "FailOn",
+    "FakeEmbeddingEngine",
+    "FakeRerankingEngine",
+    "fake_embedding_spec",
+    "fake_reranking_spec",
+]
