@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ settings.load_profile("untimed")
 
 # A shell that starts pytest in the background makes it, and the programs that tests start, deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Before anything imports haystack, which otherwise writes into the home folder and calls home.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "false"
 
 # With --import-mode=importlib pytest leaves sys.path alone; helpers are imported as `tests.<module>`.
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+SCORE = re.compile(r"(?:relevance )?(\d\.\d+)")
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
@@ -19,17 +21,16 @@ def run(*arguments: str | Path, cwd: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs_and_prints_three_results(example: Path, tmp_path: Path) -> None:
-    assert len(run(example, cwd=tmp_path)) == 3
-
-
-def test_embed_and_rerank_puts_the_answer_first(tmp_path: Path) -> None:
-    (example,) = (path for path in EXAMPLES if path.name == "embed_and_rerank.py")
-    assert "shutil.rmtree" in run(example, cwd=tmp_path)[0]
+def test_example_runs_without_a_warning_and_prints_the_best_first(example: Path, tmp_path: Path) -> None:
+    found = [line for line in run(example, cwd=tmp_path) if SCORE.match(line)]
+    scores = [float(match[1]) for line in found if (match := SCORE.match(line))]
+    assert len(scores) >= 3
+    assert scores[:3] == sorted(scores[:3], reverse=True)
+    assert "shutil.rmtree" in found[0] or example.name == "search_folder.py"
 
 
 def test_search_folder_searches_the_folder_it_is_given(tmp_path: Path) -> None:
-    (example,) = (path for path in EXAMPLES if path.name == "search_folder.py")
+    (example,) = (path for path in EXAMPLES if path.stem == "search_folder")
     (tmp_path / "notes.md").write_text("# Backup\n\nCopy every file to the other disk.\n")
     (line,) = run(example, tmp_path, "copy a file", cwd=tmp_path)
     assert "notes.md:2" in line

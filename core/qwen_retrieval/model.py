@@ -20,7 +20,7 @@ from qwen_retrieval.batching import dedupe
 from qwen_retrieval.errors import ModelClosedError, NonFiniteError
 from qwen_retrieval.loading import LoadedModel
 from qwen_retrieval.templates import Encoded
-from qwen_retrieval.types import FloatArray, TokenIds, Tokenizer
+from qwen_retrieval.types import ControlTokens, FloatArray, OnOverflow, TokenIds, Tokenizer
 from qwen_retrieval.usage import count
 from qwen_retrieval.worker import Worker
 
@@ -52,8 +52,15 @@ class Model:
         loaded: The model of this process's cache that `run` belongs to; by default the model starts its own worker.
         max_batch_tokens: Token budget of one batch; None for what suits the device.
         batch_size: Most inputs of one call in a batch; None for as many as the budget allows.
+        max_length: Longest input in tokens, as the caller asked for it; None for the default.
+        on_overflow: What to do with a longer input.
+        control_tokens: What to do with control tokens in texts.
         show_progress: Show a progress bar for calls of more than `CHUNK` inputs.
-        strict: Encode all inputs of a call before the first is computed, because some may have to be refused.
+
+    Attributes:
+        revision: Branch, tag or commit that was asked for.
+        device: Where the weights are, such as "cuda:0".
+        dtype: What is computed in, such as "bfloat16".
     """
 
     def __init__(
@@ -65,11 +72,17 @@ class Model:
         loaded: LoadedModel[Any] | None,
         max_batch_tokens: int | None,
         batch_size: int | None,
+        max_length: int | None,
+        on_overflow: OnOverflow,
+        control_tokens: ControlTokens,
         show_progress: bool,
-        strict: bool,
     ) -> None:
         self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.on_overflow: OnOverflow = on_overflow
+        self.control_tokens: ControlTokens = control_tokens
         self.show_progress = show_progress
+        self.revision = loaded.revision if loaded else None
         self.device = loaded.device if loaded else "custom"
         self.dtype = loaded.dtype if loaded else "float32"
         default = loaded.max_batch_tokens if loaded else DEFAULT_BATCH_TOKENS
@@ -82,7 +95,8 @@ class Model:
         self._worker = loaded.worker if loaded else Worker(run, name=name)
         self._release = loaded.release if loaded else self._worker.close
         self._name = name
-        self._strict = strict
+        # Then some inputs may have to be refused, before the first is computed.
+        self._strict = "error" in (on_overflow, control_tokens)
         self._closed = False
 
     def close(self) -> None:
@@ -124,7 +138,7 @@ class Model:
         if self._closed:
             raise ModelClosedError(f"this {type(self).__name__} of {self._name} was closed; load the model again")
         if self._strict:
-            yield partial(encode, inputs)  # so that an input to refuse is refused before anything is computed
+            yield partial(encode, inputs)
         unique, inverse = dedupe(inputs)
         call = _Call(finish, self._progress(len(unique)))
         try:
@@ -207,9 +221,9 @@ def _warn_truncated(dropped: npt.NDArray[np.int64]) -> None:
 
 
 def _callers_level() -> int:
-    """The `stacklevel` of the first frame outside of this package: `rerank` is further from it than `embed_queries`."""
+    """The `stacklevel` of the first frame outside of this package and its adapters, whose names contain its own."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while frame.f_back is not None and str(__package__) in frame.f_globals.get("__name__", ""):
         frame, level = frame.f_back, level + 1
     return level
 

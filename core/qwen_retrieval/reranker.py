@@ -93,8 +93,10 @@ class Reranker(Model):
             loaded=loaded,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
+            max_length=max_length,
+            on_overflow=on_overflow,
+            control_tokens=control_tokens,
             show_progress=show_progress,
-            strict="error" in (on_overflow, control_tokens),
         )
 
     @classmethod

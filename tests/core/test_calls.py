@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from qwen_retrieval.testing import (
     fake_reranking_spec,
 )
 from qwen_retrieval.types import TokenIds
+from tests.threads import none_left
 
 PATIENCE = 60.0
 """Seconds after which a test that hangs fails instead. No test depends on it otherwise."""
@@ -95,12 +95,8 @@ def models(build: Callable[..., Models]) -> Models:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("qwen-retrieval")]
-    for thread in left:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    with none_left():
+        yield
 
 
 Call = Callable[[Models, Any], Any]
@@ -139,7 +135,7 @@ def column(result: Any) -> list[Any]:
 
 
 @every_call
-@pytest.mark.parametrize("texts", [None, 7, 1.5, b"bytes", {"a": 1}, {"a", "b"}], ids=repr)
+@pytest.mark.parametrize("texts", [None, 7, 1.5, b"bytes", {"a": 1}, {"a"}], ids=repr)
 def test_what_is_no_list_is_a_type_error_that_names_its_type(models: Models, call: Call, texts: Any) -> None:
     with pytest.raises(TypeError, match=f"must be a list of strings, but got {type(texts).__name__}"):
         call(models, texts)

@@ -106,6 +106,12 @@ def test_a_loaded_embedder_has_the_fingerprint_of_its_settings() -> None:
         assert embedder.fingerprint == embedding_fingerprint("demo", **settings)
 
 
+def test_an_embedder_has_the_fingerprint_of_other_settings_too() -> None:
+    settings: dict[str, Any] = {"dimensions": 64, "instruction": "", "document_instruction": "code_search"}
+    with Embedder.from_pretrained("demo", max_length=100) as embedder:
+        assert embedder.fingerprint_for(**settings) == embedding_fingerprint("demo", max_length=100, **settings)
+
+
 def test_an_embedder_made_of_parts_has_one_too() -> None:
     embedder = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec())
     assert embedder.fingerprint.startswith("fake-embedding-64-")

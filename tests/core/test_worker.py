@@ -22,6 +22,7 @@ from qwen_retrieval.batching import pack
 from qwen_retrieval.errors import ModelClosedError, NonFiniteError
 from qwen_retrieval.types import FloatArray, TokenIds
 from qwen_retrieval.worker import Worker
+from tests.threads import none_left, threads
 
 PATIENCE = 60.0
 """Seconds after which a test that hangs fails instead. No test depends on it otherwise."""
@@ -69,17 +70,10 @@ def held_up(worker: Worker, engine: FakeEngine) -> Iterator[None]:
         engine.gate.set()
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("qwen-retrieval")]
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    for thread in threads():
-        thread.join(PATIENCE)
-    assert threads() == []
+    with none_left():
+        yield
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ class EmbeddingsConformance:
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def make(self, **options: Any) -> Any:
-        """The class under test, with a fast model.
+        """The class under test, with a fast model (a few milliseconds a call, so that concurrent callers can meet).
 
         Args:
             options: Any of `dimensions`, `instruction` and `document_instruction`.
