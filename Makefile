@@ -22,7 +22,7 @@ CHECKED := core integrations tests examples benchmarks
 ADAPTERS := tests/integrations tests/test_conformance.py tests/test_examples.py
 EXTRAS := qdrant,parquet,langchain,llama-index,haystack,test
 
-.PHONY: quickstart test test-frameworks lint format bench demo-pair wheel clean help
+.PHONY: quickstart test test-frameworks test-lowest lint format bench demo-pair wheel clean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -33,8 +33,10 @@ quickstart: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-frameworks: $(VENV)/.installed-test .venv-lowest/.installed
+test-frameworks: $(VENV)/.installed-test test-lowest
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)
+
+test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)
 
 lint: $(VENV)/.installed-test

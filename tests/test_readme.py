@@ -5,6 +5,7 @@ After a change of the demo models, ``python tests/test_readme.py`` puts what the
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -25,6 +26,11 @@ def output(code: str, folder: Path) -> str:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def read(path: Path) -> str:
+    """What a file says."""
+    return path.read_text("utf-8")
 
 
 def line_of(text: str) -> int:
@@ -74,6 +80,32 @@ def test_the_commands_that_the_readme_names_exist() -> None:
 
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(re.findall(r"^qwen-retrieval (\w+)", README, re.MULTILINE)) <= names
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    sources = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "core/qwen_retrieval/testing").glob("*.py")]
+    defined = set(re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", "\n".join(map(read, sources)), re.MULTILINE))
+    named = set(re.findall(r"`([Tt]est_?\w+)`", README))
+    assert len(named) > 25
+    assert named <= defined
+
+
+def test_every_promise_of_the_table_names_a_test() -> None:
+    table = README.split("| promise | elsewhere | tests |")[1].split("\n\n")[0]
+    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
+    assert len(rows) > 15
+    assert [row for row in rows if not re.search(r"`[Tt]est\w+`", row.split(" | ")[-1])] == []
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"`from ([\w.]+) import", README))))
+def test_the_imports_that_the_readme_names_work(module: str) -> None:
+    names = {
+        name
+        for line in re.findall(rf"`from {re.escape(module)} import ([\w, ]+)`", README)
+        for name in line.split(", ")
+    }
+    found = importlib.import_module(module)
+    assert [name for name in names if not hasattr(found, name)] == []
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
