@@ -74,7 +74,9 @@ class LazyModel(Generic[M]):
         """The same as `get`, without blocking the event loop; cancelling one caller disturbs no other."""
         if self._given is not None:
             return self._given
-        return await asyncio.shield(asyncio.wrap_future(self._loading(options)))
+        loading = asyncio.wrap_future(self._loading(options))
+        loading.add_done_callback(_seen)
+        return await asyncio.shield(loading)
 
     @property
     def loaded(self) -> bool:
@@ -97,7 +99,10 @@ class LazyModel(Generic[M]):
             if future is None:
                 future = self._models[options] = Future()
                 future.set_running_or_notify_cancel()  # so that no waiter can cancel it
-                threading.Thread(target=self._load, args=(options, future), name=f"load {options.model}").start()
+                # A daemon, so that Ctrl-C ends a program that waits for a long download.
+                threading.Thread(
+                    target=self._load, args=(options, future), name=f"load {options.model}", daemon=True
+                ).start()
             return future
 
     def _load(self, options: ModelOptions, future: Future[M]) -> None:
@@ -125,3 +130,9 @@ class LazyModel(Generic[M]):
                 '(model="…"), and the other process loads it'
             )
         return type(self), (self._kind,)
+
+
+def _seen(loading: asyncio.Future[Any]) -> None:
+    """Look at the outcome, so that asyncio does not report an error that a cancelled caller has left behind."""
+    if not loading.cancelled():
+        loading.exception()

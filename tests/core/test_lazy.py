@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import multiprocessing
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +98,41 @@ async def test_cancelling_the_first_caller_neither_stops_nor_repeats_the_load() 
         await first
     assert isinstance(await lazy.aget(OPTIONS), SlowEmbedder)
     assert SlowEmbedder.loads == 1
+
+
+async def test_an_error_after_its_caller_has_gone_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    lazy = LazyModel(SlowEmbedder)
+    SlowEmbedder.errors.append(OSError("no network"))
+    caller = asyncio.ensure_future(lazy.aget(OPTIONS))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_ctrl_c_ends_a_program_that_waits_for_a_load() -> None:
+    code = """
+import time
+from qwen_retrieval import Embedder
+from qwen_retrieval.lazy import LazyModel, ModelOptions
+
+class Endless(Embedder):
+    @classmethod
+    def from_pretrained(cls, model, **options):
+        print("loading", flush=True)
+        time.sleep(600)
+
+LazyModel(Endless).get(ModelOptions(model="demo"))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_an_error_reaches_everybody_who_waits_and_the_next_call_tries_again() -> None:
