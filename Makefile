@@ -33,8 +33,9 @@ quickstart: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-frameworks: $(VENV)/.installed-test test-lowest
+test-frameworks: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)
+	$(MAKE) test-lowest
 
 test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest $(PYTEST_FLAGS) $(ADAPTERS)

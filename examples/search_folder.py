@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from qwen_retrieval import Embedder, Reranker
+from qwen_retrieval import Embedder, Reranker, search
 from qwen_retrieval.search import SearchIndex, folder, split
 
-root = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "core" / "qwen_retrieval" / "search"
+root = sys.argv[1] if len(sys.argv) > 1 else Path(search.__file__).parent
 query = sys.argv[2] if len(sys.argv) > 2 else "split a text into chunks of a few words"
 
 with Embedder.from_pretrained("demo") as embedder, Reranker.from_pretrained("demo") as reranker:  # or "0.6B"

@@ -142,7 +142,9 @@ def test_no_adapter_hides_its_framework() -> None:
         assert importlib.util.find_spec(framework) is not None
 
 
-@pytest.mark.parametrize("name", ["types", "errors", "specs", "instructions", "templates", "batching", "vectors"])
+@pytest.mark.parametrize(
+    "name", ["types", "errors", "specs", "instructions", "templates", "batching", "vectors", "usage"]
+)
 def test_what_comes_before_the_engine_knows_only_what_comes_before_it(name: str) -> None:
     allowed = {"types", "errors", "specs", "instructions"}
     tree = parse(CORE / f"{name}.py")

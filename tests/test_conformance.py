@@ -25,10 +25,7 @@ from qwen_retrieval.testing import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
-
-pytest.register_assert_rewrite("qwen_retrieval.testing.conformance")
-
-from qwen_retrieval.testing.conformance import (  # noqa: E402 - after register_assert_rewrite
+from qwen_retrieval.testing.conformance import (
     CANDIDATES,
     QUERY,
     TEXTS,
@@ -414,3 +411,14 @@ def test_the_suites_fail_for_an_adapter_that_breaks_a_promise() -> None:
         test = getattr(careless, f"test_{name}")
         with pytest.raises(AssertionError):
             test(1) if "top_n" in name else test()
+
+
+def test_without_a_reference_nothing_is_compared_and_pytest_says_so() -> None:
+    class Outsider(TestLangChainReranker):
+        def reference(self, query: str, texts: Sequence[str], **options: Any) -> Any:  # noqa: ARG002
+            return None
+
+    outsider = Outsider()
+    outsider.setup_method()
+    with pytest.raises(pytest.skip.Exception, match="no reference"):
+        outsider.test_every_document_has_the_score_of_the_model()

@@ -9,10 +9,12 @@ from importlib.metadata import version
 
 from qwen_retrieval.embedder import Embedder
 from qwen_retrieval.errors import QwenRetrievalError
+from qwen_retrieval.fingerprint import embedding_fingerprint
 from qwen_retrieval.model import TruncationWarning
 from qwen_retrieval.reranker import Reranker
 from qwen_retrieval.templates import Explanation
 from qwen_retrieval.types import RerankResult
+from qwen_retrieval.usage import Usage, track_usage
 from qwen_retrieval.vectors import QuantizedVectors, quantize
 
 __version__ = version("qwen-retrieval")
@@ -25,6 +27,9 @@ __all__ = [
     "RerankResult",
     "Reranker",
     "TruncationWarning",
+    "Usage",
     "__version__",
+    "embedding_fingerprint",
     "quantize",
+    "track_usage",
 ]

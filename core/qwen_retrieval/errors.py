@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class QwenRetrievalError(Exception):
@@ -83,6 +84,9 @@ class NonFiniteError(QwenRetrievalError):
             "its weights are probably damaged: download the checkpoint again"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows,)  # not by its message, as other exceptions are pickled
+
 
 class OutOfMemoryError(QwenRetrievalError):
     """One single input does not fit into the memory of the device."""
@@ -97,7 +101,11 @@ class MissingDependencyError(QwenRetrievalError, ImportError):
     """
 
     def __init__(self, library: str, extra: str) -> None:
+        self._arguments = library, extra
         super().__init__(f'{library} is not installed; run: pip install "qwen-retrieval[{extra}]"')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
 
 @contextmanager
@@ -109,11 +117,15 @@ def needs_extra(module: str, extra: str) -> Iterator[None]:
         extra: The extra of this distribution that brings it.
 
     Raises:
-        MissingDependencyError: `module` is not installed, or not whole. Other failing imports pass unchanged.
+        MissingDependencyError: `module`, or a module of it that newer versions have, is not installed. Other failing
+            imports pass unchanged.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] == module.split(".")[0]:
+        name = error.name or ""
+        if name == module or module.startswith(f"{name}."):
             raise MissingDependencyError(module, extra) from error
+        if name.startswith(f"{module}."):  # too old a version
+            raise MissingDependencyError(name, extra) from error
         raise

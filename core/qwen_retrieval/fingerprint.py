@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, get_args
 
-from qwen_retrieval.hub import local_folder, model_folder
+from qwen_retrieval.errors import CorruptCheckpointError
+from qwen_retrieval.hub import FILES, local_folder, model_folder
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.specs import CHECKPOINTS, DEMO, QWEN3_EMBEDDING, check_vector_length, resolve_model
 from qwen_retrieval.templates import DEFAULT_MAX_LENGTH, VERSION
 from qwen_retrieval.types import ControlTokens
 
 _SAMPLES, _SAMPLE = 256, 4096
-"""A weight file is told from another by its size and this many samples of so many bytes, spread over it."""
+"""A weight file is told from another by its size and samples of so many bytes: this many, spread over it, and both ends
+of every tensor."""
 
 
 def full_dimensions(model: str) -> int | None:
@@ -66,13 +69,15 @@ def embedding_fingerprint(
     max_length: int | None = None,
     control_tokens: ControlTokens = "escape",
 ) -> str:
-    """A name for what decides the vectors: two embedders with the same name give the same vectors.
+    """A name for what decides the vectors: two embedders with the same name give the same vectors, up to rounding.
 
     Use it as the namespace of a cache, of a record manager or of an index, so that a vector which was made otherwise
-    is never found again. Nothing is loaded and nobody is asked for it.
+    is never found again. Nothing is loaded and nobody is asked for it. Device and dtype, which decide the rounding, are
+    no part of it, so that machines can share what they keep.
 
     Args:
-        model: As in `Embedder.from_pretrained`. A folder is told by what is in it, not by where it lies.
+        model: As in `Embedder.from_pretrained`. A folder is told by what is in it (of large weights by samples of every
+            tensor), not by its name or by where it lies.
         revision: Branch, tag or commit; a branch that moves keeps its name.
         dimensions: Length of the vectors, None for the full length.
         instruction: The instruction of queries, None for the default.
@@ -82,23 +87,30 @@ def embedding_fingerprint(
 
     Returns:
         Such as ``Qwen3-Embedding-0.6B-1024-5f0c2d9a41b7e386``: letters, digits, ``.``, ``_`` and ``-``.
+
+    Raises:
+        ValueError: The model cannot give vectors of that length, or `control_tokens` is unknown.
+        CorruptCheckpointError: A file of the folder cannot be read.
     """
-    name = resolve_model(model, "embedding")
+    if control_tokens not in get_args(ControlTokens):
+        raise ValueError(f"control_tokens must be one of {get_args(ControlTokens)}, but got {control_tokens!r}")
+    name = resolve_model(os.fspath(model), "embedding")
     folder = _folder(name)
-    size = dimensions or full_dimensions(model)
+    size = check_dimensions(name, dimensions)
     parts = {
         "model": _digest(folder) if folder else name,
         "revision": None if folder else revision or "main",
         "dimensions": size,
         "instruction": resolve_instruction(QWEN3_EMBEDDING.default_instruction if instruction is None else instruction),
         "document_instruction": resolve_instruction(document_instruction or ""),
-        "max_length": max_length or DEFAULT_MAX_LENGTH,
+        "max_length": DEFAULT_MAX_LENGTH if max_length is None else max_length,
         "control_tokens": control_tokens,
         "normalisation": "unit length",
         "templates": VERSION,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name) or "model"
+    readable = DEMO if name == DEMO else "folder" if folder else re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name)
+    readable = readable.strip("-.") or "model"
     return f"{readable}-{size or 'full'}-{digest}"
 
 
@@ -117,14 +129,32 @@ def _read_config(folder: Path | None) -> dict[str, Any]:
 def _digest(folder: Path) -> str:
     """What a checkpoint holds: its small files as they are, its weights by size and samples."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            if path.suffix == ".json" or size <= _SAMPLES * _SAMPLE:
-                digest.update(file.read())
-                continue
-            for sample in range(_SAMPLES):
-                file.seek(sample * (size - _SAMPLE) // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
+    small = [folder / name for name in FILES]
+    try:
+        for path in sorted([*filter(Path.is_file, small), *folder.glob("*.safetensors")]):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            with path.open("rb") as file:
+                if path in small or size <= _SAMPLES * _SAMPLE:
+                    digest.update(file.read())
+                    continue
+                for place in _places(file, size):
+                    file.seek(place)
+                    digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise CorruptCheckpointError(f"a file of {folder} cannot be read ({error}); download it again") from error
     return digest.hexdigest()
+
+
+def _places(file: BinaryIO, size: int) -> list[int]:
+    """Where to take samples of a file in safetensors' format, which begins with the ends of its tensors."""
+    places = {sample * (size - _SAMPLE) // (_SAMPLES - 1) for sample in range(_SAMPLES)}
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, 100_000_000)))  # the format's own limit
+        tensors = [one["data_offsets"] for name, one in header.items() if name != "__metadata__"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        tensors = []  # loading will say what is wrong with it
+    for first, end in tensors:
+        places |= {8 + length + first, 8 + length + max(first, end - _SAMPLE)}
+    return sorted(places)

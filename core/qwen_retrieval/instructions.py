@@ -138,9 +138,15 @@ def resolve_instruction(instruction: str) -> str:
 
     Raises:
         TypeError: `instruction` is not a string.
+        ValueError: It is a whole template, such as other libraries want to have.
     """
     if not isinstance(instruction, str):
         raise TypeError(f"instruction must be a string, but got {type(instruction).__name__}")
     if instruction in PRESETS:
         return PRESETS[instruction]
+    if instruction.startswith("Instruct:"):
+        raise ValueError(
+            'instruction must be the sentence alone, but got one that begins with "Instruct:"; the template around it '
+            "is added here"
+        )
     return task_instruction(instruction).query if instruction in _table() else instruction

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Self, TypeVar, cast
@@ -14,6 +15,12 @@ from qwen_retrieval.reranker import Reranker
 from qwen_retrieval.types import ControlTokens, OnOverflow
 
 M = TypeVar("M", bound=Embedder | Reranker)
+
+_PATIENCE = 5.0
+"""Seconds that the exit of the program waits for a load: a thread that is killed inside of torch aborts the process."""
+
+_all: weakref.WeakSet[LazyModel[Any]] = weakref.WeakSet()
+_loads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +57,20 @@ class LazyModel(Generic[M]):
         kind: `Embedder` or `Reranker`.
         given: A model that the caller has made. It is used whatever the options say, cannot be pickled, and is not
             closed by `close`.
+
+    Raises:
+        TypeError: `given` is not of that kind.
     """
 
     def __init__(self, kind: type[M], given: M | None = None) -> None:
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"a {kind.__name__} must be given, but got {type(given).__name__}")
         self._kind: type[M] = kind
         self._given: M | None = given
         self._forget()
+        _all.add(self)
 
     def _forget(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._models: dict[ModelOptions, Future[M]] = {}
 
@@ -68,23 +80,25 @@ class LazyModel(Generic[M]):
         Raises:
             Exception: Whatever `from_pretrained` raises. The next call tries again.
         """
-        return self._given or self._loading(options).result()
+        return self._loading(options).result() if self._given is None else self._given
 
     async def aget(self, options: ModelOptions) -> M:
         """The same as `get`, without blocking the event loop; cancelling one caller disturbs no other."""
         if self._given is not None:
             return self._given
-        loading = asyncio.wrap_future(self._loading(options))
-        loading.add_done_callback(_seen)
-        return await asyncio.shield(loading)
+        # Being under way already, the future of the load cannot be cancelled by whoever waits for it.
+        return await asyncio.wrap_future(self._loading(options))
 
     @property
     def loaded(self) -> bool:
         """Whether a model is there already, or being loaded."""
-        return self._given is not None or (bool(self._models) and self._process == os.getpid())
+        return self._given is not None or bool(self._models)
 
     def close(self) -> None:
-        """Give back what was loaded here; the next call loads again."""
+        """Give back what was loaded here, for copies too; the next call loads again.
+
+        Calls under way fail with `ModelClosedError`.
+        """
         with self._lock:
             models, self._models = self._models, {}
         for future in models.values():
@@ -92,17 +106,18 @@ class LazyModel(Generic[M]):
                 future.result().close()
 
     def _loading(self, options: ModelOptions) -> Future[M]:
-        if self._process != os.getpid():
-            self._forget()
         with self._lock:
             future = self._models.get(options)
             if future is None:
-                future = self._models[options] = Future()
+                future = Future()
                 future.set_running_or_notify_cancel()  # so that no waiter can cancel it
                 # A daemon, so that Ctrl-C ends a program that waits for a long download.
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._load, args=(options, future), name=f"load {options.model}", daemon=True
-                ).start()
+                )
+                thread.start()
+                _loads.add(thread)
+                self._models[options] = future  # only now: if no thread can be started, nobody may wait for it
             return future
 
     def _load(self, options: ModelOptions, future: Future[M]) -> None:
@@ -116,6 +131,8 @@ class LazyModel(Generic[M]):
             future.set_exception(error)
         else:
             future.set_result(model)
+        finally:
+            del future  # the error holds this frame, which must not hold the error: half a model would stay in memory
 
     def __copy__(self) -> Self:
         return self
@@ -132,7 +149,20 @@ class LazyModel(Generic[M]):
         return type(self), (self._kind,)
 
 
-def _seen(loading: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not report an error that a cancelled caller has left behind."""
-    if not loading.cancelled():
-        loading.exception()
+def _forget_all() -> None:
+    for lazy in list(_all):
+        lazy._forget()
+
+
+def _wait_for_loads() -> None:
+    for thread in list(_loads):
+        thread.join(_PATIENCE)
+
+
+if hasattr(
+    os, "register_at_fork"
+):  # a load that was under way has no thread in the child, and a lock may be held there
+    os.register_at_fork(after_in_child=_forget_all)
+
+# Not by atexit: torch registers its own end during the load, and would come first then.
+weakref.finalize(LazyModel, _wait_for_loads)

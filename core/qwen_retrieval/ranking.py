@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -10,18 +12,39 @@ from qwen_retrieval.types import FloatArray, RerankResult, Scale
 from qwen_retrieval.vectors import sigmoid
 
 
-def check_top_n(top_n: int | None, *, name: str = "top_n") -> None:
-    """Refuse a `top_n` below 1.
+def check_top_n(top_n: int | None, *, name: str = "top_n", none: str = "all") -> None:
+    """Refuse a `top_n` that is no integer, or below 1.
 
     Args:
-        top_n: How many results to keep, or None for all.
+        top_n: How many results to keep, or None.
         name: What the caller calls it.
+        none: What None means.
 
     Raises:
+        TypeError: It is no integer.
         ValueError: It is below 1.
     """
-    if top_n is not None and top_n < 1:
-        raise ValueError(f"{name} must be at least 1, or None for all, but got {top_n}")
+    if top_n is None:
+        return
+    if isinstance(top_n, bool) or not isinstance(top_n, Integral):
+        raise TypeError(f"{name} must be an integer, or None for {none}, but got {top_n!r}")
+    if top_n < 1:
+        raise ValueError(f"{name} must be at least 1, or None for {none}, but got {top_n}")
+
+
+def check_threshold(score_threshold: float | None) -> None:
+    """Refuse a threshold that nothing could meet or miss.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is NaN.
+    """
+    if score_threshold is None:
+        return
+    if isinstance(score_threshold, bool) or not isinstance(score_threshold, Real):
+        raise TypeError(f"score_threshold must be a number or None, but got {score_threshold!r}")
+    if math.isnan(score_threshold):
+        raise ValueError("score_threshold must be a number or None, but got nan")
 
 
 def rank(
@@ -55,7 +78,7 @@ def distinct(ids: Sequence[Hashable | None], scores: Sequence[float | None] | No
 
     Args:
         ids: n ids; None is the same as no other.
-        scores: n retrieval scores; of several copies the one with the highest score is kept, None being the lowest.
+        scores: n retrieval scores; of several copies the one with the highest score is kept, None and NaN being lowest.
 
     Returns:
         One position for each id, in the order of the ids' first occurrence; of copies that score the same, the first.
@@ -70,4 +93,4 @@ def distinct(ids: Sequence[Hashable | None], scores: Sequence[float | None] | No
 
 
 def _value(score: float | None) -> float:
-    return -np.inf if score is None else score
+    return -np.inf if score is None or math.isnan(score) else score

@@ -10,7 +10,7 @@ import numpy as np
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.loading import LoadConfig, LoadedModel, load_reranking
 from qwen_retrieval.model import Flow, Model, arun_flow, run_flow
-from qwen_retrieval.ranking import check_top_n, rank
+from qwen_retrieval.ranking import check_threshold, check_top_n, rank
 from qwen_retrieval.specs import RerankingSpec
 from qwen_retrieval.templates import Encoded, Explanation, RerankingTemplate, check_texts
 from qwen_retrieval.types import (
@@ -78,6 +78,7 @@ class Reranker(Model):
         self.spec = spec
         default = spec.family.default_instruction
         self.instruction = resolve_instruction(default if instruction is None else instruction)
+        self.template = template
         self._template = RerankingTemplate(
             tokenizer,
             spec,
@@ -265,10 +266,11 @@ class Reranker(Model):
             Results by falling relevance; equal ones keep the order in which they were given. [] for no documents.
 
         Raises:
-            ValueError: `top_n` is below 1.
+            ValueError: `top_n` is below 1, `score_threshold` is NaN, or `scale` is unknown.
             InputError: See `score`, as for the other errors.
         """
         check_top_n(top_n)
+        check_threshold(score_threshold)
         log_odds = self.log_odds(query, documents, instruction=instruction)
         return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)
 
@@ -284,6 +286,7 @@ class Reranker(Model):
     ) -> list[RerankResult]:
         """The same as `rerank`, without blocking the event loop."""
         check_top_n(top_n)
+        check_threshold(score_threshold)
         log_odds = await self.alog_odds(query, documents, instruction=instruction)
         return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)
 
@@ -311,6 +314,7 @@ def _pairs(query: str, documents: Sequence[str]) -> list[Pair]:
 
 def _check_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """Refuse what are no pairs of valid texts."""
+    pairs = list(pairs)
     for i, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"pairs must be a list of (query, document) tuples, but pairs[{i}] is {pair!r}")

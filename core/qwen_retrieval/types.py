@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -91,5 +91,11 @@ class RerankResult:
     log_odds: float
 
     def score(self, scale: Scale) -> float:
-        """`relevance_score` or `log_odds`."""
+        """`relevance_score` or `log_odds`.
+
+        Raises:
+            ValueError: `scale` is neither "probability" nor "log_odds".
+        """
+        if scale not in get_args(Scale):
+            raise ValueError(f"scale must be 'probability' or 'log_odds', but got {scale!r}")
         return self.relevance_score if scale == "probability" else self.log_odds

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+_lock = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -23,11 +24,10 @@ class Usage:
     inputs: int = 0
     tokens: int = 0
     truncated: int = 0
-    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def add(self, *, inputs: int, tokens: int, truncated: int) -> None:
         """Count more, from any thread."""
-        with self._lock:
+        with _lock:
             self.inputs += inputs
             self.tokens += tokens
             self.truncated += truncated
@@ -49,11 +49,12 @@ def track_usage() -> Iterator[Usage]:
     (1536, 0)
     """
     usage = Usage()
-    token = _current.set((*_current.get(), usage))
+    _current.set((*_current.get(), usage))
     try:
         yield usage
     finally:
-        _current.reset(token)
+        # No reset by token: blocks of generators end in any order, and in other contexts than they began in.
+        _current.set(tuple(one for one in _current.get() if one is not usage))
 
 
 def count(*, inputs: int, tokens: int, truncated: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar
 
 from langchain_qwen_retrieval.options import QwenModelOptions
 from qwen_retrieval import Embedder, fingerprint, specs
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
+from qwen_retrieval.templates import check_texts
 
 with needs_extra("langchain_core", "langchain"):
     from langchain_core.embeddings import Embeddings
@@ -103,6 +105,7 @@ class QwenEmbeddings(QwenModelOptions, Embeddings):
             InputError: A text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
+        texts = check_texts("texts", texts)
         if not texts:
             return []
         vectors: list[list[float]] = self._engine().embed_documents(texts, **self._for_documents).tolist()
@@ -110,11 +113,12 @@ class QwenEmbeddings(QwenModelOptions, Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """The same as `embed_documents`, without blocking the event loop."""
+        texts = check_texts("texts", texts)
         if not texts:
             return []
         vectors = await (await self._aengine()).aembed_documents(texts, **self._for_documents)
-        rows: list[list[float]] = vectors.tolist()
-        return rows
+        # row by row, so that the thread lets the event loop run in between: one tolist() keeps the GIL to its end
+        return await asyncio.to_thread(lambda: [row.tolist() for row in vectors])
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query, with the instruction.
@@ -155,7 +159,8 @@ class QwenEmbeddings(QwenModelOptions, Embeddings):
             query_embedding_cache=LocalFileStore("cache/queries"),
             key_encoder="sha256",
         )
-        record_manager = SQLRecordManager(f"qdrant/{collection}/{embeddings.fingerprint}", db_url="sqlite:///records.db")
+        collection = f"handbook-{embeddings.fingerprint}"  # vectors of other settings stay behind in theirs
+        record_manager = SQLRecordManager(f"qdrant/{collection}", db_url="sqlite:///records.db")
         ```
         """
         asked = {**self._for_queries, "document_instruction": self.document_instruction}

@@ -11,7 +11,7 @@ from qwen_retrieval.lazy import LazyModel, ModelOptions
 from qwen_retrieval.types import ControlTokens, OnOverflow
 
 with needs_extra("pydantic", "langchain"):
-    from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+    from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_serializer, field_validator
 
 _LOADING = (
     *("model", "max_length", "max_batch_tokens", "batch_size", "on_overflow", "control_tokens", "show_progress"),
@@ -23,7 +23,8 @@ _LOADING = (
 class QwenModelOptions(BaseModel, ABC):
     """The options of a Qwen model that is loaded by name when it is first used.
 
-    Fields may be changed at any time; the next call obeys. Copies and views (`model_copy`) share the loaded model.
+    Fields may be changed at any time; the next call obeys. Copies and views (`model_copy`) share the loaded model. When
+    another `model`, `device` or `dtype` is set, the old weights stay in memory until `close`.
     """
 
     model_config = ConfigDict(
@@ -86,6 +87,10 @@ class QwenModelOptions(BaseModel, ABC):
                 raise ValueError(f"{cls._given_field} has its own {own[0]}, which must not be given beside it")
         return value
 
+    @field_serializer("model", check_fields=False)
+    def _dump_model(self, _: str) -> str:
+        return self._model_name  # of a model that the caller has made its own name, and not the default
+
     def warm_up(self) -> None:
         """Load the model now instead of at the first call.
 
@@ -97,7 +102,7 @@ class QwenModelOptions(BaseModel, ABC):
     def close(self) -> None:
         """Give back the model that was loaded here, for views and copies too; the next call loads it again.
 
-        A model that the caller has made stays open.
+        Calls under way fail with `ModelClosedError`. A model that the caller has made stays open.
         """
         self._lazy.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
 
@@ -10,7 +10,7 @@ from langchain_qwen_retrieval.options import QwenModelOptions
 from qwen_retrieval import Reranker, RerankResult
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_top_n, distinct
+from qwen_retrieval.ranking import check_top_n, distinct, rank
 from qwen_retrieval.types import FloatArray, Scale
 from qwen_retrieval.usage import Usage, track_usage
 from qwen_retrieval.vectors import sigmoid
@@ -125,14 +125,15 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
 
         Returns:
             Copies (ids, subclasses and metadata kept; nested metadata values are shared) with their score under
-            `score_key`, a Python float, best first, ties in input order. Of documents with the same id the first is
-            kept. [] for no documents, without loading the model.
+            `score_key`, a Python float, best first, ties in input order. Of copies (documents of the same text and id,
+            or of the same text and metadata without an id) the first is kept. [] for no documents, without loading.
 
         Raises:
             TypeError: `query` is not a string.
             InputError: A text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
+        documents = _documents(documents)
         config = _trace(callbacks) if documents else None
         if config is None:
             return self._scored(documents, self.rerank(query, documents))
@@ -143,6 +144,7 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The same as `compress_documents`, without blocking the event loop."""
+        documents = _documents(documents)
         config = _trace(callbacks) if documents else None
         if config is None:
             return self._scored(documents, await self.arerank(query, documents))
@@ -162,7 +164,7 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
 
         Args:
             query: The query.
-            documents: n texts or documents; of documents with the same id the first is kept.
+            documents: n texts or documents; of copies, as in `compress_documents`, the first is kept.
             top_n: Instead of the field of that name, as the following; None for what the field says.
             instruction: See the field.
             score_threshold: See the field; in the unit of `scale`.
@@ -179,7 +181,9 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
         """
         settings = self._settings(top_n, instruction, score_threshold)
         kept, texts = self._texts(documents)
-        return _at(kept, self._engine().rerank(query, texts, **settings)) if texts else []
+        if not texts:
+            return []
+        return _ranked(self._engine().log_odds(query, texts, instruction=settings.pop("instruction")), kept, settings)
 
     async def arerank(
         self,
@@ -193,7 +197,10 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
         """The same as `rerank`, without blocking the event loop."""
         settings = self._settings(top_n, instruction, score_threshold)
         kept, texts = self._texts(documents)
-        return _at(kept, await (await self._aengine()).arerank(query, texts, **settings)) if texts else []
+        if not texts:
+            return []
+        log_odds = await (await self._aengine()).alog_odds(query, texts, instruction=settings.pop("instruction"))
+        return _ranked(log_odds, kept, settings)
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs, whose queries may differ; the interface of cross encoders.
@@ -232,10 +239,12 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
 
     def _texts(self, documents: Sequence[str | Document]) -> tuple[list[int], list[str]]:
         """The positions of the documents to compare, and what the model sees of them."""
-        if isinstance(documents, str):
-            raise TypeError("documents must be a list of strings or documents, but got one string")
-        kept = distinct([document.id if isinstance(document, Document) else None for document in documents])
-        return kept, [self._text(documents[position]) for position in kept]
+        if isinstance(documents, str | Document):
+            raise TypeError(f"documents must be a list of strings or documents, but got one {type(documents).__name__}")
+        documents = list(documents)
+        return distinct([_identity(document) for document in documents]), [
+            self._text(document) for document in documents
+        ]
 
     def _text(self, document: str | Document) -> str:
         if not isinstance(document, Document):
@@ -282,5 +291,23 @@ def _trace(callbacks: Callbacks | None) -> RunnableConfig | None:
     return config if CallbackManager.configure(ensure_config(config)["callbacks"]).handlers else None
 
 
-def _at(positions: list[int], results: list[RerankResult]) -> list[RerankResult]:
-    return [replace(result, index=positions[result.index]) for result in results]
+def _documents(documents: Iterable[Document]) -> list[Document]:
+    found = list(documents)
+    for position, one in enumerate(found):
+        if not isinstance(one, Document):
+            raise TypeError(
+                f"documents must be a list of Documents, but documents[{position}] is {type(one).__name__}; "
+                "`rerank` takes plain texts"
+            )
+    return found
+
+
+def _identity(document: str | Document) -> tuple[str, str] | None:
+    """What copies have in common: text and id, which alone is unique in one store only, or else text and metadata."""
+    if not isinstance(document, Document):
+        return None
+    return document.page_content, repr(document.metadata) if document.id is None else document.id
+
+
+def _ranked(log_odds: FloatArray, kept: list[int], settings: dict[str, Any]) -> list[RerankResult]:
+    return [replace(result, index=kept[result.index]) for result in rank(log_odds[kept], **settings)]

@@ -43,6 +43,7 @@ class QwenRetriever(BaseRetriever):
         ```python
         documents = retriever.invoke("How do I copy a file?")
         documents = retriever.invoke("How do I copy a file?", k=1, score_threshold=0.5, instruction="code_search")
+        documents = retriever.invoke("How do I copy a file?", search_kwargs={"filter": {"tenant": "a"}})
         documents = await retriever.ainvoke("How do I copy a file?")
         documents[0].metadata["relevance_score"]
         ```
@@ -84,24 +85,29 @@ class QwenRetriever(BaseRetriever):
     """The task that documents are judged for; None for the reranker's."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments for the search of a vector store or its retriever, such as `filter`."""
+    """Further arguments for the search of a vector store or its retriever, such as `filter`. Those of a call are added
+    to them."""
 
     @field_validator("k", "fetch_k")
     @classmethod
     def _check_count(cls, value: int | None, info: ValidationInfo) -> int | None:
-        check_top_n(value, name=str(info.field_name))
+        check_top_n(value, name=str(info.field_name), none="the default")
         return value
 
     @field_validator("retriever", "search_kwargs")
     @classmethod
     def _check_search_kwargs(cls, value: T, info: ValidationInfo) -> T:
         values = {**info.data, str(info.field_name): value}
-        search_kwargs = values.get("search_kwargs") or {}
+        cls._check_search_kwargs_for(values.get("retriever"), values.get("search_kwargs") or {})
+        return value
+
+    @staticmethod
+    def _check_search_kwargs_for(retriever: object, search_kwargs: dict[str, Any]) -> dict[str, Any]:
         if "k" in search_kwargs:
             raise ValueError("search_kwargs must not contain k: how many to search for is fetch_k")
-        if search_kwargs and not isinstance(values.get("retriever"), VectorStore | VectorStoreRetriever):
+        if search_kwargs and not isinstance(retriever, VectorStore | VectorStoreRetriever):
             raise ValueError("search_kwargs must be given to the retriever itself, unless it is a vector store's")
-        return value
+        return search_kwargs
 
     def _get_relevant_documents(
         self,
@@ -112,9 +118,10 @@ class QwenRetriever(BaseRetriever):
         fetch_k: int | None = None,
         instruction: str | None = None,
         score_threshold: float | None = None,
+        search_kwargs: dict[str, Any] | None = None,
     ) -> list[Document]:
         reranker = self._rerank_stage(k, instruction, score_threshold)
-        recall, limit = self._recall_stage(fetch_k, reranker.top_n)
+        recall, limit = self._recall_stage(fetch_k, reranker.top_n, search_kwargs)
         documents = recall.invoke(query, config={"callbacks": run_manager.get_child()})
         return reranker.compress_documents(documents[:limit], query, callbacks=run_manager.get_child())
 
@@ -127,15 +134,16 @@ class QwenRetriever(BaseRetriever):
         fetch_k: int | None = None,
         instruction: str | None = None,
         score_threshold: float | None = None,
+        search_kwargs: dict[str, Any] | None = None,
     ) -> list[Document]:
         reranker = self._rerank_stage(k, instruction, score_threshold)
-        recall, limit = self._recall_stage(fetch_k, reranker.top_n)
+        recall, limit = self._recall_stage(fetch_k, reranker.top_n, search_kwargs)
         documents = await recall.ainvoke(query, config={"callbacks": run_manager.get_child()})
         return await reranker.acompress_documents(documents[:limit], query, callbacks=run_manager.get_child())
 
     def _rerank_stage(self, k: int | None, instruction: str | None, score_threshold: float | None) -> QwenReranker:
         """A view of the reranker with the settings of one call."""
-        check_top_n(k, name="k")
+        check_top_n(k, name="k", none="the default")
         own = self.reranker
         settings = {
             "top_n": _first(k, self.k, own.top_n, DEFAULT_K),
@@ -144,16 +152,22 @@ class QwenRetriever(BaseRetriever):
         }
         return own.model_copy(update=settings)
 
-    def _recall_stage(self, fetch_k: int | None, k: int | None) -> tuple[Runnable[str, list[Document]], int | None]:
+    def _recall_stage(
+        self, fetch_k: int | None, k: int | None, search_kwargs: dict[str, Any] | None
+    ) -> tuple[Runnable[str, list[Document]], int | None]:
         """What finds the candidates of one call, and how many of them count."""
-        check_top_n(fetch_k, name="fetch_k")
+        search_kwargs = self._check_search_kwargs_for(self.retriever, {**self.search_kwargs, **(search_kwargs or {})})
+        check_top_n(fetch_k, name="fetch_k", none="the default")
         asked = _first(fetch_k, self.fetch_k)
         base = self.retriever
         if isinstance(base, VectorStore):
             base = base.as_retriever()
         if isinstance(base, VectorStoreRetriever):
             asked = max(_first(asked, base.search_kwargs.get("k"), DEFAULT_FETCH_K) or 0, k or 0)
-            base = base.model_copy(update={"search_kwargs": {**base.search_kwargs, **self.search_kwargs, "k": asked}})
+            search = {**base.search_kwargs, **search_kwargs, "k": asked}
+            if base.search_type == "mmr":  # chooses k of its own fetch_k, which is 20 by default
+                search["fetch_k"] = max(search.get("fetch_k", 20), asked)
+            base = base.model_copy(update={"search_kwargs": search})
         return base, None if asked is None else max(asked, k or 0)
 
 

@@ -9,9 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qwen_retrieval import Embedder
+from qwen_retrieval.errors import CorruptCheckpointError
 from qwen_retrieval.fingerprint import check_dimensions, embedding_fingerprint, full_dimensions
 from qwen_retrieval.hub import model_folder
 from qwen_retrieval.specs import CHECKPOINTS, WEB_SEARCH
@@ -81,7 +84,7 @@ def test_it_does_not_depend_on_the_process() -> None:
 
 def test_a_folder_is_told_by_what_is_in_it(folder: Path) -> None:
     before = embedding_fingerprint(str(folder))
-    copied = shutil.copytree(folder, folder.parent / "elsewhere" / "model")
+    copied = shutil.copytree(folder, folder.parent / "elsewhere" / "another name")
     assert embedding_fingerprint(str(copied)) == before
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-3000:] = bytes(3000)
@@ -89,15 +92,44 @@ def test_a_folder_is_told_by_what_is_in_it(folder: Path) -> None:
     assert embedding_fingerprint(str(folder)) != before
 
 
-def test_large_weights_are_told_apart_by_samples(folder: Path) -> None:
+def test_in_large_weights_no_tensor_escapes_the_samples(folder: Path) -> None:
     path = folder / "model.safetensors"
-    path.write_bytes(bytes(3 << 20))
+    tensors = {f"layer.{number}": np.zeros((1 << 20) if number % 2 else 64, np.float32) for number in range(12)}
+    save_file(tensors, path)
     before = embedding_fingerprint(str(folder))
-    trained = bytearray(3 << 20)
-    for place in range(0, len(trained), 4096):
-        trained[place] = 1
-    path.write_bytes(trained)
-    assert embedding_fingerprint(str(folder)) != before
+    for name in tensors:
+        save_file({**tensors, name: tensors[name] + 1}, path)
+        assert embedding_fingerprint(str(folder)) != before, name
+    save_file(tensors, path)
+    assert embedding_fingerprint(str(folder)) == before
+
+
+def test_large_weights_that_are_none_get_a_fingerprint_too(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    assert embedding_fingerprint(str(folder)).startswith("folder-192-")
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "model-2.safetensors").symlink_to(folder / "nowhere")
+    with pytest.raises(CorruptCheckpointError, match=r"nowhere|model-2"):
+        embedding_fingerprint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dimensions": -5}, {"dimensions": 0}, {"dimensions": 9999}, {"control_tokens": "kep"}], ids=str
+)
+def test_settings_that_no_embedder_takes_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        embedding_fingerprint(MODEL, **wrong)
+
+
+def test_a_link_a_copy_and_a_path_object_are_the_same(folder: Path) -> None:
+    link = folder.parent / "current"
+    link.symlink_to(folder)
+    with Embedder.from_pretrained(str(link)) as embedder:
+        assert embedder.fingerprint == embedding_fingerprint(str(link)) == embedding_fingerprint(str(folder))
+    path: Any = folder
+    assert embedding_fingerprint(path) == embedding_fingerprint(str(folder))
 
 
 def test_a_loaded_embedder_has_the_fingerprint_of_its_settings() -> None:

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from qwen_retrieval import Embedder
+from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.lazy import LazyModel, ModelOptions
 from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
 
@@ -116,7 +117,7 @@ async def test_an_error_after_its_caller_has_gone_is_no_news(caplog: pytest.LogC
 def test_ctrl_c_ends_a_program_that_waits_for_a_load() -> None:
     code = """
 import time
-from qwen_retrieval import Embedder
+from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.lazy import LazyModel, ModelOptions
 
 class Endless(Embedder):
@@ -233,3 +234,46 @@ def test_a_forked_process_loads_its_own_model() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) in (("0 0\n", ""), ("0 1\n", ""))
+
+
+def test_a_thread_that_cannot_be_started_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = LazyModel(SlowEmbedder)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            lazy.get(OPTIONS)
+    assert not lazy.loaded
+    assert isinstance(lazy.get(OPTIONS), SlowEmbedder)
+
+
+def test_what_a_failed_load_has_made_is_freed_at_once() -> None:
+    class Part:
+        """Stands for half of the weights."""
+
+    parts: list[weakref.ref[Part]] = []
+
+    class Failing(Embedder):
+        @classmethod
+        def from_pretrained(cls, model: str, **options: Any) -> Failing:
+            part = Part()
+            parts.append(weakref.ref(part))
+            raise OSError(f"{model}: {len(options)} options, and {part} is lost")
+
+    gc.disable()
+    try:
+        with pytest.raises(OSError, match="lost"):
+            LazyModel(Failing).get(OPTIONS)
+        sys.last_value = None
+        assert parts[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_given_model_of_the_wrong_kind_is_refused() -> None:
+    given: Any = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec())
+    with pytest.raises(TypeError, match="a Reranker must be given, but got Embedder"):
+        LazyModel(Reranker, given)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_retrieval.ranking import check_top_n, distinct, rank
+from qwen_retrieval.ranking import check_threshold, check_top_n, distinct, rank
 from qwen_retrieval.types import Scale
 
 LOG_ODDS = st.lists(st.floats(-50, 50, width=32), max_size=30)
@@ -76,3 +76,27 @@ def test_a_result_has_its_score_in_both_scales() -> None:
     (result,) = rank(np.array([2.0], dtype=np.float32))
     assert result.score("log_odds") == 2.0
     assert result.score("probability") == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+@pytest.mark.parametrize("scale", ["probabilty", "logits", None])
+def test_an_unknown_scale_is_refused(scale: Any) -> None:
+    with pytest.raises(ValueError, match="scale must be 'probability' or 'log_odds', but got"):
+        rank(np.array([1.0], dtype=np.float32), score_threshold=0.5, scale=scale)
+
+
+@pytest.mark.parametrize("top_n", [2.5, "3", True])
+def test_a_top_n_that_is_no_integer_is_refused(top_n: Any) -> None:
+    with pytest.raises(TypeError, match="top_n must be an integer, or None for all, but got"):
+        check_top_n(top_n)
+    check_top_n(np.int64(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("threshold", "error"), [(math.nan, ValueError), ("0.5", TypeError), (True, TypeError)])
+def test_a_threshold_that_is_no_number_is_refused(threshold: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="score_threshold must be a number or None"):
+        check_threshold(threshold)
+    check_threshold(np.float32(0.5))  # type: ignore[arg-type]
+
+
+def test_of_copies_one_with_a_score_beats_one_without_a_number() -> None:
+    assert distinct(["a", "a"], [math.nan, 0.1]) == [1]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import pickle
 import threading
+from collections.abc import Generator
+from dataclasses import asdict
 
 import pytest
 
@@ -15,7 +19,7 @@ from qwen_retrieval.testing import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
-from qwen_retrieval.usage import track_usage
+from qwen_retrieval.usage import Usage, track_usage
 
 
 def make(**options: int) -> Embedder:
@@ -75,3 +79,29 @@ async def test_threads_that_copy_the_context_count_and_others_do_not() -> None:
         thread.start()
         thread.join()
     assert usage.inputs == 1
+
+
+def test_blocks_may_end_in_any_order() -> None:
+    def block() -> Generator[Usage]:
+        with track_usage() as usage:
+            yield usage
+
+    first, second = block(), block()
+    one, other = next(first), next(second)
+    first.close()
+    make().embed_documents(["abc"])
+    second.close()
+    make().embed_documents(["def"])
+    assert (one.inputs, other.inputs) == (0, 1)
+
+
+def test_a_block_may_end_in_another_context() -> None:
+    block = track_usage()
+    contextvars.copy_context().run(block.__enter__)
+    assert not block.__exit__(None, None, None)
+
+
+def test_usage_can_be_logged_and_sent() -> None:
+    usage = Usage(1, 2, 3)
+    assert asdict(usage) == {"inputs": 1, "tokens": 2, "truncated": 3}
+    assert pickle.loads(pickle.dumps(usage)) == usage

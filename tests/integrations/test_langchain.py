@@ -36,7 +36,7 @@ from qdrant_client import QdrantClient, models
 from typing_extensions import override
 
 from langchain_qwen_retrieval import QwenEmbeddings, QwenReranker, QwenRetriever
-from qwen_retrieval import Embedder, Reranker, RerankResult, TruncationWarning
+from qwen_retrieval import Embedder, Reranker, RerankResult, TruncationWarning, errors
 from qwen_retrieval.testing import (
     ByteTokenizer,
     FakeEmbeddingEngine,
@@ -652,12 +652,38 @@ def test_the_chosen_metadata_are_shown_to_the_model(reranker: QwenReranker) -> N
     assert found.page_content == "Text.\n"
 
 
-def test_copies_of_a_document_are_kept_once_and_documents_without_an_id_always(reranker: QwenReranker) -> None:
-    twice = [*documents(), *documents(), Document(QUERY), Document(QUERY)]
+def test_copies_of_a_document_are_kept_once(reranker: QwenReranker) -> None:
+    twice = [*documents(), *documents(), Document(QUERY), Document(QUERY), Document(QUERY, metadata={"page": 2})]
     found = reranker.compress_documents(twice, QUERY)
     assert len(found) == len(TEXTS) + 2
-    assert ids(found)[:3] == ["id-1", None, None]
-    assert [result.index for result in reranker.rerank(QUERY, twice)][:3] == [1, 10, 11]
+    assert len(reranker.rerank(QUERY, [QUERY, QUERY])) == 2  # plain texts are told apart by their place
+
+
+def test_different_texts_with_the_same_id_are_different_documents(reranker: QwenReranker) -> None:
+    # An id is unique in one store only, and whoever cuts a document into pieces keeps it.
+    pieces = [Document(text, id="doc-1") for text in TEXTS]
+    assert len(reranker.compress_documents(pieces, QUERY)) == len(TEXTS)
+
+
+def test_an_error_names_the_document_that_was_given(reranker: QwenReranker) -> None:
+    with pytest.raises(errors.InputError, match=r"documents\[3\]"):
+        reranker.compress_documents([Document("a", id="1")] * 3 + [Document("bad \ud800", id="2")], QUERY)
+
+
+@pytest.mark.parametrize("wrong", [["a"], [Document("a"), 7]])
+def test_what_is_no_document_is_refused_with_advice(reranker: QwenReranker, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"documents\[\d\] is (str|int); `rerank` takes plain texts"):
+        reranker.compress_documents(wrong, QUERY)
+
+
+def test_an_iterator_of_documents_is_as_good_as_a_list(reranker: QwenReranker) -> None:
+    assert reranker.compress_documents(iter(documents()), QUERY) == reranker.compress_documents(documents(), QUERY)  # type: ignore[arg-type]
+    pairs = [(QUERY, text) for text in TEXTS]
+    assert reranker.score(iter(pairs)) == reranker.score(pairs)  # type: ignore[arg-type]
+
+
+def test_a_dump_names_the_model_that_was_given(reranker: QwenReranker) -> None:
+    assert reranker.model_dump()["model"] == "fake-reranker"
 
 
 def test_the_threshold_is_inclusive_and_comes_before_top_n(reranker: QwenReranker) -> None:
@@ -1099,3 +1125,39 @@ def test_results_of_rerank_are_the_core_s_own(reranker: QwenReranker) -> None:
     (result,) = reranker.rerank(QUERY, [Document(QUERY)])
     assert isinstance(result, RerankResult)
     assert (result.index, type(result.relevance_score), type(result.log_odds)) == (0, float, float)
+
+
+@pytest.mark.parametrize(("fetch_k", "k", "found"), [(50, 4, 50), (None, 4, 40), (None, 45, 45)])
+def test_a_diverse_search_is_asked_for_as_many(fetch_k: int | None, k: int, found: int) -> None:
+    # Maximal marginal relevance chooses from candidates of its own, 20 unless told otherwise.
+    engine = FakeRerankingEngine()
+    store = InMemoryVectorStore.from_texts(
+        [f"text {number}" for number in range(60)], QwenEmbeddings(embedder=make_embedder())
+    )
+    retriever = QwenRetriever(
+        retriever=store.as_retriever(search_type="mmr"),
+        reranker=QwenReranker(reranker=make_reranker(engine)),
+        fetch_k=fetch_k,
+        k=k,
+    )
+    assert len(retriever.invoke(QUERY)) == k
+    assert engine.inputs == found
+
+
+def test_a_call_may_filter() -> None:
+    store = InMemoryVectorStore.from_documents(documents(), QwenEmbeddings(embedder=make_embedder()))
+    retriever = QwenRetriever(retriever=store, reranker=QwenReranker(reranker=make_reranker()))
+    only = {"filter": lambda document: document.metadata["number"] == 2}
+    assert [one.metadata["number"] for one in retriever.invoke(QUERY, search_kwargs=only)] == [2]
+    with pytest.raises(ValueError, match="how many to search for is fetch_k"):
+        retriever.invoke(QUERY, search_kwargs={"k": 2})
+
+
+@pytest.mark.parametrize("arguments", [{"k": "3"}, {"fetch_k": 2.5}])
+def test_a_count_that_is_no_integer_is_refused(arguments: dict[str, Any]) -> None:
+    retriever = QwenRetriever(
+        retriever=InMemoryVectorStore(QwenEmbeddings(embedder=make_embedder())),
+        reranker=QwenReranker(reranker=make_reranker()),
+    )
+    with pytest.raises(TypeError, match="must be an integer, or None for the default, but got"):
+        retriever.invoke(QUERY, **arguments)

@@ -11,6 +11,8 @@ satisfy, to be subclassed for your own.
 
 from __future__ import annotations
 
+import sys
+
 from qwen_retrieval.testing.fakes import (
     ByteTokenizer,
     FailOn,
@@ -19,6 +21,9 @@ from qwen_retrieval.testing.fakes import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
+
+if "pytest" in sys.modules:  # so that failed assertions of the suites show their values
+    sys.modules["pytest"].register_assert_rewrite("qwen_retrieval.testing.conformance")
 
 __all__ = [
     "ByteTokenizer",

@@ -13,8 +13,9 @@ against your class:
             return subject.compress_documents(documents, query)
         ...
 
-Each test is a promise that some published adapter has broken; the comments say which. To see values in failed
-assertions, call ``pytest.register_assert_rewrite("qwen_retrieval.testing.conformance")`` in your ``conftest.py``.
+Each test is a promise that some published adapter has broken; the comments say which. What your class does not offer is
+left out by name, ``test_an_instruction_reaches_the_model = None``. Without `reference` or `forward_passes` the tests
+that need them are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import asyncio
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,8 @@ class EmbeddingsConformance:
         """The class under test, with a fast model (a few milliseconds a call, so that concurrent callers can meet).
 
         Args:
-            options: Any of `dimensions`, `instruction` and `document_instruction`.
+            options: Any of `dimensions` (16, impossible ones), `instruction` and `document_instruction`, to be passed
+                on as they are, unknown ones too.
         """
         raise NotImplementedError
 
@@ -218,6 +220,10 @@ class EmbeddingsConformance:
         for text, vector in zip(texts, self.embed_documents(subject, texts), strict=True):
             assert vector == pytest.approx(alone[text], abs=1e-5)
 
+    def test_texts_that_differ_in_white_space_alone_have_different_vectors(self) -> None:
+        one, *others = self.embed_documents(self.make(), ["a\nb", "a b", " a\nb", "a\nb\n"])
+        assert one not in others
+
     def test_the_list_that_is_given_is_not_changed(self) -> None:
         texts = list(TEXTS)
         self.embed_documents(self.make(), texts)
@@ -228,8 +234,10 @@ class EmbeddingsConformance:
         assert asyncio.run(self.aembed_documents(self.make_unloadable(), [])) == []
 
     def test_a_model_that_cannot_be_loaded_is_an_error_at_first_use(self) -> None:
-        with pytest.raises(Exception):  # noqa: B017, PT011 - each framework has its own
-            self.embed_query(self.make_unloadable(), QUERY)
+        subject = self.make_unloadable()
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - each framework has its own
+            self.embed_query(subject, QUERY)
+        assert not isinstance(caught.value, NotImplementedError)
 
     def test_an_error_of_the_model_is_an_error(self) -> None:
         subject = self.make_failing(RuntimeError("the device is on fire"))
@@ -253,9 +261,14 @@ class EmbeddingsConformance:
             return await asyncio.gather(*(self.aembed_query(subject, query) for query in queries))
 
         found = asyncio.run(ask())
-        passes = self.forward_passes()
-        assert passes is None or passes <= CALLERS // 4
+        assert _counted(self.forward_passes()) <= CALLERS // 4
         self._equals_reference(found, queries, query=True)
+
+    def test_the_event_loop_goes_on_while_documents_are_embedded(self) -> None:
+        # LlamaIndex's default computes on the loop: nobody else is served meanwhile.
+        subject = self.make()
+        texts = [f"text {number}" for number in range(500)]
+        assert asyncio.run(_turns_of_the_loop(lambda: self.aembed_documents(subject, texts))) > 10
 
     def test_threads_may_share_it(self) -> None:
         subject = self.make()
@@ -273,7 +286,7 @@ class EmbeddingsConformance:
     ) -> None:
         expected = self.reference(texts, query=query, **options)
         if expected is None:
-            return
+            pytest.skip("there is no reference to compare with")
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert one == pytest.approx(other, abs=1e-5)
@@ -291,7 +304,8 @@ class RerankerConformance:
         """The class under test, with a fast model that scores in [0, 1].
 
         Args:
-            options: Any of `top_n` (None: all), `score_threshold` and `instruction`; by default all is kept.
+            options: Any of `top_n` (None: all), `score_threshold` and `instruction`, to be passed on as they are,
+                unknown ones too. By default all is kept.
         """
         raise NotImplementedError
 
@@ -387,8 +401,7 @@ class RerankerConformance:
         with pytest.raises((ValueError, TypeError), match="top_"):
             self._ranked(self.make(top_n=top_n))
 
-    def test_the_threshold_is_inclusive_and_comes_before_top_n(self) -> None:
-        # FlashrankRerank cuts first.
+    def test_the_threshold_is_inclusive_and_top_n_counts_what_it_leaves(self) -> None:
         everything = self._ranked(self.make())
         threshold = everything[2].score
         assert self._ranked(self.make(score_threshold=threshold)) == [
@@ -398,9 +411,6 @@ class RerankerConformance:
 
     def test_a_threshold_that_nothing_meets_leaves_nothing(self) -> None:
         assert self._ranked(self.make(score_threshold=1.1)) == []
-
-    def test_a_threshold_of_zero_is_a_threshold(self) -> None:
-        assert self._ranked(self.make(score_threshold=0.0)) == self._ranked(self.make())
 
     def test_an_instruction_reaches_the_model(self) -> None:
         told = self.make(instruction="Judge whether the Document names a function")
@@ -418,8 +428,10 @@ class RerankerConformance:
         assert list(asyncio.run(self.arerank(self.make_unloadable(), QUERY, []))) == []
 
     def test_a_model_that_cannot_be_loaded_is_an_error_at_first_use(self) -> None:
-        with pytest.raises(Exception):  # noqa: B017, PT011 - each framework has its own
-            self.rerank(self.make_unloadable(), QUERY, self._documents())
+        subject = self.make_unloadable()
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - each framework has its own
+            self.rerank(subject, QUERY, self._documents())
+        assert not isinstance(caught.value, NotImplementedError)
 
     def test_an_error_of_the_model_is_an_error_and_no_empty_list(self) -> None:
         # PineconeRerank logs the error and returns [].
@@ -442,10 +454,14 @@ class RerankerConformance:
             return await asyncio.gather(*(self.arerank(subject, query, self._documents()[:2]) for query in queries))
 
         found = asyncio.run(ask())
-        passes = self.forward_passes()
-        assert passes is None or passes <= CALLERS // 2
+        assert _counted(self.forward_passes()) <= CALLERS // 2
         for query, documents in zip(queries, found, strict=True):
             self._equals_reference([self.from_document(document) for document in documents], query)
+
+    def test_the_event_loop_goes_on_while_documents_are_reranked(self) -> None:
+        subject = self.make()
+        documents = [self.to_document(Candidate(f"text {number}", f"id-{number}")) for number in range(500)]
+        assert asyncio.run(_turns_of_the_loop(lambda: self.arerank(subject, QUERY, documents))) > 10
 
     def test_threads_may_share_it(self) -> None:
         subject = self.make()
@@ -474,5 +490,22 @@ class RerankerConformance:
 
     def _equals_reference(self, found: Sequence[Ranked], query: str = QUERY, **options: Any) -> None:
         expected = self.reference(query, [result.text for result in found], **options)
-        if expected is not None:
-            assert [result.score for result in found] == pytest.approx(expected, abs=1e-6)
+        if expected is None:
+            pytest.skip("there is no reference to compare with")
+        assert [result.score for result in found] == pytest.approx(expected, abs=1e-6)
+
+
+def _counted(passes: int | None) -> int:
+    if passes is None:
+        pytest.skip("forward passes are not counted")
+    return passes
+
+
+async def _turns_of_the_loop(call: Callable[[], Awaitable[object]]) -> int:
+    """How often others had their turn while a call was under way."""
+    task, turns = asyncio.ensure_future(call()), 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+    await task
+    return turns
