@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import pickle
 import subprocess
@@ -17,15 +18,16 @@ import numpy as np
 import pytest
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import SecretStr
+from llama_index.core.bridge.pydantic import PrivateAttr, SecretStr
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.callbacks.schema import CBEventType
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import TextNode
 
 from llama_index.embeddings.qwen_retrieval import QwenEmbedding
+from qwen_retrieval import Embedder
 from qwen_retrieval.errors import ModelClosedError
-from qwen_retrieval.testing import FakeEmbeddingEngine
+from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
 from tests.integrations.llama_index_parts import QUERY, TEXTS, embedding, listening, make_embedder, ticks_during
 
 
@@ -160,6 +162,72 @@ def test_the_mean_of_several_queries_has_unit_length() -> None:
     assert embed.get_agg_embedding_from_queries(["a b c", "d"], lambda vectors: vectors[0]) == a
 
 
+async def test_the_queries_of_a_mean_share_forward_passes() -> None:
+    engine = FakeEmbeddingEngine(delay=0.02)
+    queries = [f"query {i}" for i in range(16)]
+    mean = await embedding(engine).aget_agg_embedding_from_queries(queries)
+    assert engine.calls <= 4
+    assert mean == pytest.approx(embedding().get_agg_embedding_from_queries(queries), abs=1e-6)
+
+
+async def test_vectors_become_lists_row_by_row_beside_the_event_loop() -> None:
+    # A list of 10,000 vectors takes most of a second, in which `tolist` of the whole array lets nothing else run.
+    made: list[tuple[int, threading.Thread]] = []
+
+    class Watched(np.ndarray[Any, Any]):
+        def tolist(self) -> Any:
+            made.append((self.ndim, threading.current_thread()))
+            return super().tolist()
+
+    class Watching(Embedder):
+        async def aembed_documents(self, *args: Any, **options: Any) -> Any:
+            return (await super().aembed_documents(*args, **options)).view(Watched)
+
+    embed = QwenEmbedding(embedder=Watching(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()))
+    assert await embed.aget_text_embedding_batch(TEXTS) == embedding().get_text_embedding_batch(TEXTS)
+    assert [ndim for ndim, _ in made] == [1] * len(TEXTS)
+    assert threading.main_thread() not in {thread for _, thread in made}
+
+
+async def test_progress_is_that_of_the_model_and_not_of_whole_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    # LlamaIndex's bar moves once per `embed_batch_size` texts: for most corpora from nothing to the end.
+    embed = QwenEmbedding(model_name="demo", device="cpu")
+    texts = [f"text {i}" for i in range(70)]
+    quiet = embed.get_text_embedding_batch(texts)
+    embed.get_query_embedding(QUERY)
+    assert capsys.readouterr().err == ""
+    for shown in (
+        embed.get_text_embedding_batch(texts, show_progress=True),
+        await embed.aget_text_embedding_batch(texts, show_progress=True),
+    ):
+        assert shown == quiet
+    bars = capsys.readouterr().err
+    assert "70/70" in bars
+    assert "inputs" in bars
+    assert "Generating embeddings" not in bars
+    embed.get_text_embedding_batch(texts)
+    await embed.aget_query_embedding(QUERY)
+    assert capsys.readouterr().err == ""
+    embed.close()
+
+
+async def test_concurrent_calls_show_progress_only_where_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    embed = QwenEmbedding(model_name="demo", device="cpu")
+    first, second = [f"a {i}" for i in range(70)], [f"b {i}" for i in range(80)]
+    await asyncio.gather(
+        embed.aget_text_embedding_batch(first, show_progress=True), embed.aget_text_embedding_batch(second)
+    )
+    bars = capsys.readouterr().err
+    assert "/70" in bars
+    assert "/80" not in bars
+    embed.close()
+
+
+def test_an_embedder_that_is_given_leaves_the_bar_to_llama_index(capsys: pytest.CaptureFixture[str]) -> None:
+    embedding().get_text_embedding_batch(TEXTS, show_progress=True)
+    assert "Generating embeddings" in capsys.readouterr().err
+
+
 def test_settings_take_it_as_embedding_model() -> None:
     before = Settings._embed_model
     try:
@@ -195,6 +263,66 @@ def test_a_view_is_checked_like_a_new_object() -> None:
     assert embed.dimensions is None
 
 
+def test_a_view_shares_what_is_loaded_by_name() -> None:
+    embed = QwenEmbedding(model_name="demo")
+    view = embed.model_copy(update={"dimensions": 64})
+    assert view._lazy is embed._lazy
+    assert view._load() is embed._load()
+    embed.close()
+    assert not view._lazy.loaded
+
+
+def test_a_view_knows_which_fields_were_set() -> None:
+    view = QwenEmbedding(model_name="demo").model_copy(update={"dimensions": 64})
+    assert view.model_fields_set == {"model_name", "dimensions"}
+
+
+def test_a_view_of_a_subclass_needs_none_of_its_arguments() -> None:
+    class Prefixed(QwenEmbedding):
+        _prefix: str = PrivateAttr()
+
+        def __init__(self, prefix: str, **options: Any) -> None:
+            super().__init__(**options)
+            self._prefix = prefix
+
+        def _get_text_embedding(self, text: str) -> list[float]:
+            return super()._get_text_embedding(self._prefix + text)
+
+    embed = Prefixed("passage: ", embedder=make_embedder())
+    view = embed.model_copy(update={"dimensions": 16})
+    assert isinstance(view, Prefixed)
+    assert view.get_text_embedding("a") == embedding(dimensions=16).get_text_embedding("passage: a")
+    assert embed.dimensions is None
+    with pytest.raises(ValueError, match="between 8"):
+        embed.model_copy(update={"dimensions": 7})
+
+
+def test_a_view_takes_another_embedder_by_itself() -> None:
+    other = QwenEmbedding(embedder=Embedder.from_pretrained("demo", device="cpu")).embedder
+    assert other is not None
+    for embed in (embedding(instruction="Find"), QwenEmbedding(instruction="Find"), QwenEmbedding(model_name="0.6B")):
+        view = embed.model_copy(update={"embedder": other})
+        assert (view.embedder, view.model_name, view.instruction) == (other, "demo", embed.instruction)
+    with pytest.raises(ValueError, match="given without model_name"):
+        embedding().model_copy(update={"embedder": other, "model_name": "0.6B"})
+    named = QwenEmbedding(embedder=other).model_copy(update={"embedder": None})
+    assert (named.embedder, named.model_name) == (None, "demo")
+    other.close()
+
+
+def test_the_model_may_be_named_without_a_keyword() -> None:
+    # As for HuggingFaceEmbedding; type checkers want the keyword.
+    positional: Callable[..., QwenEmbedding] = QwenEmbedding
+    embed = positional("demo", dimensions=32)
+    assert embed.to_dict() == QwenEmbedding(model_name="demo", dimensions=32).to_dict()
+    assert pickle.loads(pickle.dumps(embed)).model_name == "demo"
+    assert embed.model_copy(update={"dimensions": 64}).model_name == "demo"
+    assert positional().model_fields_set == set()
+    for names, options in ((("demo", "0.6B"), {}), (("demo",), {"model_name": "0.6B"})):
+        with pytest.raises(TypeError, match="model_name"):
+            positional(*names, **options)
+
+
 def test_a_field_that_is_assigned_counts_from_the_next_call_on() -> None:
     embed = embedding()
     embed.dimensions, embed.instruction = 8, "Find the opposite"
@@ -211,6 +339,9 @@ def test_a_field_that_is_assigned_counts_from_the_next_call_on() -> None:
         ({"dimension": 64}, "dimension\n.*not permitted"),
         ({"query_instruction": "Find"}, "query_instruction is called instruction here"),
         ({"text_instruction": "Find"}, "text_instruction is called document_instruction here"),
+        ({"model": "demo"}, "model is called model_name here"),
+        ({"normalize": True}, "normalize is not needed here: vectors always have unit length"),
+        ({"trust_remote_code": True}, "trust_remote_code is not needed here: code from a repository is never run"),
         ({"dimensions": 2048}, "dimensions must be between 32 and 1024"),
         ({"model_name": "demo", "dimensions": 16}, "dimensions must be between 32 and 192"),
         ({"on_overflow": "cut"}, "'truncate' or 'error'"),
@@ -261,6 +392,19 @@ def test_the_token_shows_nowhere() -> None:
     assert b"hf_secret" not in pickle.dumps(embed)
     assert embed._options("demo").token == "hf_secret"
     assert embed.model_copy(update={"token": "hf_other"})._options("demo").token == "hf_other"
+
+
+def test_a_token_that_is_a_plain_string_becomes_a_secret() -> None:
+    given, assigned = QwenEmbedding(model_name="demo", token="hf_secret"), QwenEmbedding(model_name="demo")
+    assigned.token = "hf_secret"
+    for embed in (given, assigned, QwenEmbedding(model_name="demo").model_copy(update={"token": "hf_secret"})):
+        assert embed.token == SecretStr("hf_secret")
+        shown = [repr(embed), str(embed), embed.to_json(), str(embed.model_dump()), str(embed.to_payload())]
+        assert "hf_secret" not in "".join([*shown, str(embed.__dict__), str(embed.__getstate__())])
+        assert b"hf_secret" not in pickle.dumps(embed)
+        assert embed._options("demo").token == "hf_secret"
+    assigned.token = None
+    assert assigned._options("demo").token is None
 
 
 def test_a_pickle_holds_settings_and_no_weights() -> None:
@@ -342,15 +486,42 @@ async def test_each_call_is_one_span() -> None:
     with listening() as (_, spans):
         embed.get_query_embedding(QUERY)
         await embed.aget_query_embedding(QUERY)
+        embed.get_text_embedding(QUERY)
+        await embed.aget_text_embedding(QUERY)
         embed.get_text_embedding_batch(TEXTS)
+        await embed.aget_text_embedding_batch(TEXTS)
     assert spans.entered == [
         ("QwenEmbedding.get_query_embedding", None),
         ("QwenEmbedding._get_query_embedding", "QwenEmbedding.get_query_embedding"),
         ("QwenEmbedding.aget_query_embedding", None),
         ("QwenEmbedding._aget_query_embedding", "QwenEmbedding.aget_query_embedding"),
+        ("QwenEmbedding.get_text_embedding", None),
+        ("QwenEmbedding._get_text_embedding", "QwenEmbedding.get_text_embedding"),
+        ("QwenEmbedding.aget_text_embedding", None),
         ("QwenEmbedding.get_text_embedding_batch", None),
+        ("QwenEmbedding.aget_text_embedding_batch", None),
     ]
     assert sorted(spans.left) == sorted(name for name, _ in spans.entered)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{a}get_{kind}" for a in ("", "a") for kind in ("query_embedding", "text_embedding", "text_embedding_batch")],
+)
+async def test_tracers_that_patch_the_base_class_see_each_call_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As tracers without LlamaIndex's instrumentation do, with a wrapper that tells what it wraps.
+    seen: list[str] = []
+    original: Callable[..., Any] = getattr(BaseEmbedding, name)
+
+    @functools.wraps(original)
+    def traced(*args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return original(*args, **options)
+
+    monkeypatch.setattr(BaseEmbedding, name, traced)
+    found = getattr(embedding(), name)([QUERY] if name.endswith("batch") else QUERY)
+    assert (await found if name.startswith("a") else found)[0]
+    assert seen == [name]
 
 
 def test_callbacks_hear_of_it() -> None:

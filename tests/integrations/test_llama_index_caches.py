@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -13,11 +15,12 @@ import pytest
 from llama_index.core.bridge.pydantic import SecretStr
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
-from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.node_parser import SemanticSplitterNodeParser, SentenceSplitter
 from llama_index.core.schema import BaseNode, Document, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from llama_index.embeddings.qwen_retrieval import QwenEmbedding
+from llama_index.embeddings.qwen_retrieval.cache import NamespacedStore
 from qwen_retrieval.testing import FakeEmbeddingEngine
 from tests.integrations.llama_index_parts import QUERY, TEXTS, embedding, listening, make_embedder
 
@@ -61,6 +64,66 @@ class TestEmbeddingsCache:
         assert engine.calls == calls
         embed.get_text_embedding_batch([*TEXTS, "new"])
         assert engine.inputs == len(TEXTS) + 2
+
+    async def test_vectors_stay_with_their_texts_when_some_are_there_already(self) -> None:
+        # llama-index-core 0.13.0 puts those that it finds at the end.
+        embed = embedding(embeddings_cache=SimpleKVStore())
+        embed.get_text_embedding_batch(TEXTS[1:3])
+        expected = embedding().get_text_embedding_batch(TEXTS)
+        assert await embed.aget_text_embedding_batch(TEXTS) == expected
+        assert embed.get_text_embedding_batch([*TEXTS[::-1], "new"])[:4] == expected[::-1]
+
+    def test_collections_have_short_names_without_capitals(self) -> None:
+        # Names of tables and files: some stores take neither long ones nor capitals.
+        store = SimpleKVStore()
+        embed = QwenEmbedding(model_name="demo", embeddings_cache=store)
+        embed.get_query_embedding(QUERY)
+        embed.get_text_embedding(QUERY)
+        assert [re.sub("[0-9a-f]{16}$", "…", name) for name in store.to_dict()] == [
+            "embeddings-query-…",
+            "embeddings-document-…",
+        ]
+        embed.close()
+
+    def test_the_store_can_do_what_it_could_before(self, tmp_path: Path) -> None:
+        engine, path = FakeEmbeddingEngine(), str(tmp_path / "vectors.json")
+        embed = embedding(embeddings_cache=SimpleKVStore())
+        vector = embed.get_query_embedding(QUERY)
+        assert embed.embeddings_cache is not None
+        embed.embeddings_cache.persist(path)
+        again = embedding(engine, embeddings_cache=SimpleKVStore.from_persist_path(path))
+        assert again.get_query_embedding(QUERY) == vector
+        assert engine.calls == 0
+        for copied in (copy.copy(embed.embeddings_cache), pickle.loads(pickle.dumps(embed.embeddings_cache))):
+            assert isinstance(copied, NamespacedStore)
+            assert embedding(embeddings_cache=copied).get_query_embedding(QUERY) == vector
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            _ = embed.embeddings_cache.no_such_thing
+
+    @pytest.mark.parametrize("look", [1, 2, 3])
+    def test_threads_wrap_the_store_once(self, look: int) -> None:
+        # Wrapped twice, it would put the vectors of the first calls into collections that no other call looks into.
+        looks = 0
+
+        class Raced(QwenEmbedding):
+            def __getattribute__(self, name: str) -> Any:
+                nonlocal looks
+                value = super().__getattribute__(name)
+                if name == "embeddings_cache":
+                    looks += 1
+                    if looks == look:  # another thread comes in between
+                        self.embeddings_cache = NamespacedStore(store)
+                return value
+
+        store = SimpleKVStore()
+        embed = Raced(embedder=make_embedder())
+        embed.embeddings_cache, looks = store, 0
+        embed.get_query_embedding(QUERY)
+        assert looks >= look
+        wrapped: Any = embed.embeddings_cache
+        assert wrapped.store is store
+        embedding(embeddings_cache=store).get_query_embedding(QUERY)
+        assert len(store.to_dict()) == 1
 
     @pytest.mark.parametrize(
         "change",
@@ -189,6 +252,23 @@ class TestPipelineKey:
         assert pickle.loads(pickle.dumps(embed)).fingerprint != before
         embed.close()
         assert embed.fingerprint != before
+
+    def test_of_a_parser_that_holds_one_says_what_it_does(self) -> None:
+        # It dumps its fields itself, without `to_dict` of the embedding.
+        parsers = [
+            SemanticSplitterNodeParser(embed_model=embed, include_prev_next_rel=False)
+            for embed in (embedding(), QwenEmbedding(embedder=make_embedder(max_length=50)), embedding())
+        ]
+        first, second, again = (get_transformation_hash(self.NODES, parser) for parser in parsers)
+        assert first != second
+        assert first == again
+
+    def test_of_a_given_embedder_says_in_what_it_computes(self) -> None:
+        embedder = make_embedder()
+        embedder.dtype = "bfloat16"
+        embed = QwenEmbedding(embedder=embedder)
+        assert get_transformation_hash(self.NODES, embed) != get_transformation_hash(self.NODES, embedding())
+        assert QwenEmbedding.from_dict(embed.to_dict(), embedder=embedder).to_dict() == embed.to_dict()
 
     def test_of_a_given_embedder_says_what_it_does(self) -> None:
         keys = {

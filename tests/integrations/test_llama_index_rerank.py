@@ -19,6 +19,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from llama_index.postprocessor.qwen_retrieval import QwenRerank
+from qwen_retrieval import Reranker
 from qwen_retrieval.testing import FakeRerankingEngine
 from tests.integrations.llama_index_parts import (
     QUERY,
@@ -301,6 +302,9 @@ class TestEvents:
     ("options", "message"),
     [
         ({"topn": 2}, "topn\n.*not permitted"),
+        ({"model_name": "demo"}, "model_name is called model here"),
+        ({"trust_remote_code": True}, "trust_remote_code is not needed here"),
+        ({"score_threshold": float("nan")}, "score_threshold must be a number or None, but got nan"),
         ({"top_n": 0}, "top_n must be at least 1, or None for all, but got 0"),
         ({"top_n": -1}, "top_n must be at least 1"),
         ({"scale": "logits"}, "'probability' or 'log_odds'"),
@@ -317,6 +321,29 @@ def test_what_is_unknown_or_impossible_is_refused(options: dict[str, Any], messa
 def test_a_reranker_that_is_given_has_its_own_options() -> None:
     with pytest.raises(ValueError, match="given without dtype, model"):
         QwenRerank(reranker=make_reranker(), model="demo", dtype="float32")
+
+
+def test_a_view_takes_another_reranker_by_itself() -> None:
+    other = Reranker.from_pretrained("demo", device="cpu")
+    for reranker in (rerank(top_n=2), QwenRerank(top_n=2), QwenRerank(model="0.6B", top_n=2)):
+        view = reranker.model_copy(update={"reranker": other})
+        assert (view.reranker, view.model, view.top_n) == (other, "demo", 2)
+    other.close()
+
+
+def test_a_view_shares_what_is_loaded_by_name() -> None:
+    reranker = QwenRerank(model="demo")
+    assert reranker.model_copy(update={"top_n": 2})._lazy is reranker._lazy
+
+
+def test_a_token_that_is_a_plain_string_becomes_a_secret() -> None:
+    reranker = QwenRerank(model="demo")
+    reranker.token = "hf_secret"
+    assert QwenRerank(model="demo", token="hf_secret").token == reranker.token == SecretStr("hf_secret")
+
+
+def test_no_callback_manager_is_one_without_handlers() -> None:
+    assert ids(call_sync(rerank(callback_manager=None), nodes_of(TEXTS)))[0] == "0"
 
 
 def test_a_dictionary_describes_it() -> None:

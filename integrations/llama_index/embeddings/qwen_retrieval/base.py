@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self, cast
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from qwen_retrieval import specs
 from qwen_retrieval.embedder import Embedder
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.fingerprint import check_dimensions, embedding_fingerprint
-from qwen_retrieval.lazy import LazyModel
+from qwen_retrieval.lazy import LazyModel, ModelOptions
 from qwen_retrieval.vectors import normalize
 
 with needs_extra("llama_index.core", "llama-index"):
     from llama_index.core.base.embeddings.base import Embedding, mean_agg
     from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
+    from pydantic import computed_field
     from pydantic.json_schema import SkipJsonSchema
 
-from llama_index.embeddings.qwen_retrieval.cache import Role, SafelyCachedEmbedding
+from llama_index.embeddings.qwen_retrieval.cache import Role, SafelyCachedEmbedding, spanned_by_base
 from llama_index.embeddings.qwen_retrieval.options import ModelFields
 
-_PREFIXES = {"query_instruction": "instruction", "text_instruction": "document_instruction"}
-"""Names of other adapters for a whole prefix; here only the sentence in it is given."""
+_show_bar: ContextVar[bool] = ContextVar("qwen_retrieval_show_bar", default=False)
+"""Whether the caller wants to see the progress of what is embedded now."""
 
 
 class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
@@ -39,8 +44,12 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
 
     The model is loaded by the first call, once per process, whoever else uses it. Async methods do not block the event
     loop, and concurrent calls share batches. Fields that are changed take effect with the next call. Pickles hold
-    names and settings, no weights: each process of ``IngestionPipeline.run(num_workers=…)`` loads a model of its own,
-    so leave `num_workers` alone on a GPU.
+    names and settings, no weights and no token: each process of ``IngestionPipeline.run(num_workers=…)`` loads a model
+    of its own, so leave `num_workers` alone on a GPU, and set HF_TOKEN for a private repository. A process has a copy
+    of its own of an `embeddings_cache` that can be pickled, too: what it puts into one in memory is lost.
+
+    All that LlamaIndex embeds as a query gets the instruction, hypothetical answers (HyDE) too; a view with
+    ``instruction=""`` embeds those like documents.
 
     Vectors are lists of `dimensions` Python floats, of unit length, in input order; ``[]`` for no texts, without
     loading.
@@ -76,6 +85,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
         ValueError: An option is unknown or out of range, as far as that can be told before loading (pydantic's
             `ValidationError`).
         ModelError: From the first call, if the model cannot be loaded.
+        ModelClosedError: From calls that are under way when `close` is called.
         InputError: From a call, if a text cannot be given to the model.
     """
 
@@ -90,22 +100,32 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
     _lazy: LazyModel[Embedder] = PrivateAttr(default_factory=lambda: LazyModel(Embedder))
     _fingerprints: dict[tuple[Any, ...], str] = PrivateAttr(default_factory=dict)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_prefixes(cls, values: Any) -> Any:  # noqa: ANN401
-        for theirs, ours in _PREFIXES.items():
-            if isinstance(values, dict) and theirs in values:
-                raise ValueError(
-                    f"{theirs} is called {ours} here, and must be the sentence alone, without Instruct: and Query:"
-                )
-        return values
+    _given_field: ClassVar[str] = "embedder"
+    _name_field: ClassVar[str] = "model_name"
+    _hints: ClassVar[dict[str, str]] = {
+        **ModelFields._hints,
+        "model": "model is called model_name here",
+        "normalize": "normalize is not needed here: vectors always have unit length",
+        **{
+            theirs: f"{theirs} is called {ours} here, and must be the sentence alone, without Instruct: and Query:"
+            for theirs, ours in (("query_instruction", "instruction"), ("text_instruction", "document_instruction"))
+        },
+    }
+
+    if not TYPE_CHECKING:  # type checkers would no longer see the fields
+
+        def __init__(self, *name: str, **fields: Any) -> None:  # noqa: ANN401
+            # The model's name may come first without a keyword, as in other adapters.
+            if len(name) > 1:
+                raise TypeError("only model_name may be given without a keyword")
+            super().__init__(**({"model_name": name[0]} if name else {}), **fields)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.embedder is None:
             check_dimensions(self.model_name, self.dimensions)
         else:
-            self._refuse_options("embedder", "model_name", self.embedder.spec.model)
+            self._refuse_options(self.embedder.spec.model)
             self.model_name = self.embedder.spec.model
             specs.check_dimensions(self.embedder.spec, self.dimensions)
         return self
@@ -115,19 +135,25 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
         """The name in dumps and traces."""
         return "QwenEmbedding"
 
+    # Both are in dumps, also in those of node parsers that hold an embedding, so that a pipeline's cache notices other
+    # weights in a folder and another dtype.
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
     def fingerprint(self) -> str:
         """A name for what decides the vectors of queries and documents; see `embedding_fingerprint`."""
         return self._fingerprint(self.instruction, self.document_instruction)
 
-    def to_dict(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
-        """What decides the vectors, and `fingerprint`, so that a pipeline's cache notices other weights in a folder."""
-        return {**super().to_dict(**kwargs), "fingerprint": self.fingerprint}
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def computed_in(self) -> str:
+        """The dtype of the embedder that was given, or `dtype`."""
+        return (self.embedder or self).dtype
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:  # noqa: ANN401
         """The adapter that `to_dict` describes, with `kwargs` instead of some of its values."""
-        return super().from_dict({key: value for key, value in data.items() if key != "fingerprint"}, **kwargs)
+        computed = ("fingerprint", "computed_in")
+        return super().from_dict({key: value for key, value in data.items() if key not in computed}, **kwargs)
 
     def to_payload(self) -> dict[str, Any]:
         """What events and callbacks say of this adapter."""
@@ -156,8 +182,44 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
     async def aget_agg_embedding_from_queries(
         self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
     ) -> Embedding:
-        """The same as `get_agg_embedding_from_queries`, without blocking the event loop."""
-        return await super().aget_agg_embedding_from_queries(queries, agg_fn or _unit_mean)
+        """The same as `get_agg_embedding_from_queries`, at once and without blocking the event loop."""
+        vectors = await asyncio.gather(*(self.aget_query_embedding(query) for query in queries))
+        return (agg_fn or _unit_mean)(vectors)
+
+    @spanned_by_base
+    def get_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Embedding]:
+        """Embed documents, `embed_batch_size` at a time, or find them in the cache."""
+        with self._bar(show_progress) as theirs:
+            return super().get_text_embedding_batch(texts, theirs, **kwargs)
+
+    @spanned_by_base
+    async def aget_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Embedding]:
+        """The same as `get_text_embedding_batch`, without blocking the event loop."""
+        with self._bar(show_progress) as theirs:
+            return await super().aget_text_embedding_batch(texts, theirs, **kwargs)
+
+    @contextmanager
+    def _bar(self, show_progress: bool) -> Iterator[bool]:
+        """Show the model's own bar, because LlamaIndex's moves only once per `embed_batch_size` texts.
+
+        Yields:
+            Whether LlamaIndex shall show its bar: for an embedder that was given, whose options are its own.
+        """
+        token = _show_bar.set(show_progress)
+        try:
+            yield show_progress and self.embedder is not None
+        finally:
+            _show_bar.reset(token)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return _one(self._load().embed_queries([query], **self._of_queries()).tolist())
@@ -181,13 +243,19 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
         if not texts:
             return []
         embedder = await self._aload()
-        return cast("list[Embedding]", (await embedder.aembed_documents(texts, **self._of_documents())).tolist())
+        vectors = await embedder.aembed_documents(texts, **self._of_documents())
+        # Millions of floats take a second. Row by row, so that this thread lets the event loop run in between.
+        return await asyncio.to_thread(lambda: [row.tolist() for row in vectors])
 
     def _load(self) -> Embedder:
         return self.embedder or self._lazy.get(self._options(self.model_name))
 
     async def _aload(self) -> Embedder:
         return self.embedder or await self._lazy.aget(self._options(self.model_name))
+
+    def _options(self, model: str) -> ModelOptions:
+        options = super()._options(model)
+        return replace(options, show_progress=True) if _show_bar.get() else options  # the same weights
 
     def _of_queries(self) -> dict[str, Any]:
         return {"instruction": self.instruction, "dimensions": self.dimensions}
@@ -202,7 +270,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
     def _namespace(self, role: Role) -> str:
         # The instruction of one role does not change the vectors of the other, which views therefore share.
         asked = {"query": (self.instruction, ""), "document": ("", self.document_instruction)}[role]
-        return f"{role}-{(self.embedder or self).dtype}-{self._fingerprint(*asked)}"
+        return f"{self.computed_in}-{self._fingerprint(*asked)}"
 
     def _fingerprint(self, instruction: str | None, document_instruction: str | None) -> str:
         """Computed once for the same settings, because it reads the files of a local folder."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_top_n, distinct
+from qwen_retrieval.ranking import check_threshold, check_top_n, distinct
 from qwen_retrieval.reranker import Reranker
 from qwen_retrieval.types import RerankResult, Scale
 
 with needs_extra("llama_index.core", "llama-index"):
     from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
+    from llama_index.core.callbacks import CallbackManager
     from llama_index.core.callbacks.schema import CBEventType, EventPayload
     from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
     from llama_index.core.instrumentation.events.exception import ExceptionEvent
@@ -76,6 +77,7 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
     Raises:
         ValueError: An option is unknown or out of range (pydantic's `ValidationError`), or there is no query.
         ModelError: From the first call, if the model cannot be loaded.
+        ModelClosedError: From calls that are under way when `close` is called.
         InputError: From a call, if a text cannot be given to the model.
     """
 
@@ -89,11 +91,18 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
     metadata_mode: MetadataMode = MetadataMode.EMBED
     _lazy: LazyModel[Reranker] = PrivateAttr(default_factory=lambda: LazyModel(Reranker))
 
+    _given_field: ClassVar[str] = "reranker"
+    _name_field: ClassVar[str] = "model"
+    _hints: ClassVar[dict[str, str]] = {**ModelFields._hints, "model_name": "model_name is called model here"}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_top_n(self.top_n)
+        check_threshold(self.score_threshold)
+        if self.callback_manager is None:  # as other parts of LlamaIndex allow
+            self.callback_manager = CallbackManager([])
         if self.reranker is not None:
-            self._refuse_options("reranker", "model", self.reranker.spec.model)
+            self._refuse_options(self.reranker.spec.model)
             self.model = self.reranker.spec.model
         return self
 
