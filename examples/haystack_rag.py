@@ -1,7 +1,9 @@
 """A Haystack pipeline that answers from your documents: index, retrieve, rerank, build the prompt.
 
-Needs qwen-retrieval[haystack]. `python examples/haystack_rag.py FILE` also writes the query pipeline to FILE;
-haystack_rag.yaml was written so.
+Needs qwen-retrieval[haystack]. `python examples/haystack_rag.py FILE` also writes the query pipeline to FILE.
+haystack_rag.yaml was written so, and then two lines were taken out by hand, so that every Haystack from 3.0 loads it:
+`strict_datetime_comparison` of the store, which older ones do not know, and `bm25_tokenization_regex`, whose default
+differs. Both were at their defaults.
 """
 
 import sys

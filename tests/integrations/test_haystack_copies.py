@@ -10,6 +10,7 @@ import json
 import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
@@ -17,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from haystack import Document
 from haystack.components.agents.state.state import State
 from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.marshal.yaml import YamlDumper
 
 from tests.integrations.haystack_parts import TEXTS, document_embedder, documents, make_embedder
 
@@ -96,6 +98,13 @@ def test_json_and_yaml_are_the_same_as_with_a_list(document: Document) -> None:
     assert json.dumps(document.embedding) == json.dumps(EXPECTED)
     assert yaml.safe_dump(as_dict) == yaml.safe_dump(plain)
     assert yaml.dump(as_dict) == yaml.dump(plain)
+
+
+@pytest.mark.parametrize("dumper", [yaml.Dumper, yaml.SafeDumper, YamlDumper], ids=lambda one: str(one.__name__))
+def test_yaml_of_a_vector_alone_is_that_of_a_list(document: Document, dumper: Any) -> None:
+    vector = document.embedding
+    assert yaml.dump({"vector": vector}, Dumper=dumper) == yaml.dump({"vector": EXPECTED}, Dumper=dumper)
+    assert yaml.dump([vector, vector], Dumper=dumper) == yaml.dump([EXPECTED, EXPECTED], Dumper=dumper)
 
 
 def test_a_pickle_needs_nothing_of_this_package(document: Document) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from tests.integrations.haystack_parts import (
     document_embedder,
     documents,
     make_embedder,
+    ranker,
     text_embedder,
 )
 
@@ -195,6 +198,24 @@ def test_the_length_of_the_vectors_is_known_before_anything_is_loaded(monkeypatc
     assert QwenTextEmbedder.from_embedder(make_embedder(dimensions=32)).embedding_dim == 32
 
 
+def test_the_length_that_is_told_is_the_one_that_runs_give() -> None:
+    component = QwenTextEmbedder(model="demo")
+    component.run(QUERY)
+    assert component.embedding_dim == len(component.run(QUERY)["embedding"])
+    component.dimensions = 999
+    with pytest.raises(ValueError, match="dimensions must be between"):
+        component.embedding_dim  # noqa: B018
+    component.close()
+    given = QwenTextEmbedder.from_embedder(make_embedder(dimensions=16))
+    for dimensions, expected in [(16, 16), (None, 16), (64, 64)]:
+        given.dimensions = dimensions
+        assert given.embedding_dim == len(given.run(QUERY)["embedding"]) == expected
+        assert f"-{expected}-" in given.fingerprint
+    given.dimensions = 65
+    with pytest.raises(ValueError, match="dimensions must be between 8 and 64"):
+        given.embedding_dim  # noqa: B018
+
+
 def test_a_length_that_the_model_cannot_give_is_refused_at_once() -> None:
     """https://github.com/deepset-ai/haystack-core-integrations/issues/2066"""
     for kind in (QwenTextEmbedder, QwenDocumentEmbedder):
@@ -294,6 +315,58 @@ class TestConstruction:
         assert kind(model="my-company/private")._get_telemetry_data() == {}
 
 
+@pytest.mark.parametrize(
+    "prefix", ["Instruct: Find a poem\nQuery:", "\nInstruct:Find a poem\nQuery: "], ids=["usual", "with-a-break"]
+)
+def test_a_prefix_that_holds_the_template_is_refused_because_it_would_be_there_twice(prefix: str) -> None:
+    message = r"prefix holds the instruction template, which is added here; pass the sentence as instruction="
+    with pytest.raises(ValueError, match=message):
+        QwenTextEmbedder(prefix=prefix)
+    component = text_embedder()
+    component.prefix = prefix
+    with pytest.raises(ValueError, match=message):
+        component.run(QUERY)
+
+
+@pytest.mark.parametrize("given", [None, 4, ["demo"]], ids=repr)
+@pytest.mark.parametrize("kind", [QwenTextEmbedder, QwenDocumentEmbedder, QwenRanker])
+def test_a_model_that_is_no_name_is_refused_and_shown(kind: Any, given: Any) -> None:
+    with pytest.raises(TypeError, match=f"model must be a string, but got {re.escape(repr(given))}"):
+        kind(model=given)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (text_embedder, "prefix"),
+        (text_embedder, "suffix"),
+        (document_embedder, "prefix"),
+        (document_embedder, "suffix"),
+        (document_embedder, "embedding_separator"),
+    ],
+)
+async def test_what_is_put_around_texts_must_be_a_string(make: Any, name: str) -> None:
+    message = f"{name} must be a string, but got None"
+    with pytest.raises(TypeError, match=message):
+        make(**{name: None})
+    component = make()
+    setattr(component, name, None)
+    given = QUERY if make is text_embedder else []
+    with pytest.raises(TypeError, match=message):
+        component.run(given)
+    with pytest.raises(TypeError, match=message):
+        await component.run_async(given)
+
+
+async def test_metadata_fields_that_are_assigned_are_checked_too() -> None:
+    component: Any = document_embedder()
+    component.meta_fields_to_embed = "title"
+    with pytest.raises(TypeError, match="meta_fields_to_embed must be a list of strings or None, but got 'title'"):
+        component.run(documents())
+    with pytest.raises(TypeError, match="meta_fields_to_embed must be a list of strings or None, but got 'title'"):
+        await component.run_async([])
+
+
 @pytest.mark.parametrize("kind", [QwenDocumentEmbedder, QwenRanker])
 def test_a_single_string_is_no_list_of_metadata_fields(kind: Any) -> None:
     with pytest.raises(TypeError, match="meta_fields_to_embed must be a list of strings or None, but got 'title'"):
@@ -328,3 +401,72 @@ def test_the_fingerprint_is_that_of_the_core_and_of_the_other_embedder() -> None
     assert QwenTextEmbedder(model="0.6B", dimensions=64, instruction="code_search").fingerprint != expected
     embedder = make_embedder()
     assert QwenDocumentEmbedder.from_embedder(embedder).fingerprint == embedder.fingerprint
+
+
+GIVEN = [
+    pytest.param(text_embedder, {"text": QUERY}, id="text"),
+    pytest.param(document_embedder, {"documents": documents()}, id="documents"),
+    pytest.param(document_embedder, {"documents": []}, id="no-documents"),
+    pytest.param(ranker, {"query": QUERY, "documents": documents()}, id="ranker"),
+    pytest.param(ranker, {"query": QUERY, "documents": []}, id="ranker-of-nothing"),
+]
+OF_THE_MODEL: dict[str, Any] = {
+    "model": "4B",
+    "revision": "v2",
+    "max_length": 99,
+    "on_overflow": "error",
+    "control_tokens": "keep",
+    "batch_size": 3,
+    "progress_bar": True,
+    "device": ComponentDevice.from_str("cuda:1"),
+    "token": None,
+    "max_batch_tokens": 500,
+    "dtype": "float32",
+    "cache_dir": "/cache",
+    "local_files_only": True,
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_MODEL)
+@pytest.mark.parametrize(("make", "inputs"), GIVEN)
+async def test_what_belongs_to_a_given_model_cannot_be_assigned(make: Any, inputs: dict[str, Any], name: str) -> None:
+    component = make()
+    before, was = component.run(**inputs), getattr(component, name)
+    setattr(component, name, OF_THE_MODEL[name])
+    duplicate = copy.deepcopy(component)
+    message = f"^{name} belongs to the model that this component was given; make a new component$"
+    for act in (component.run, duplicate.run):
+        with pytest.raises(ValueError, match=message):
+            act(**inputs)
+    with pytest.raises(ValueError, match=message):
+        await component.run_async(**inputs)
+    for tell in (component.warm_up, component.to_dict, lambda: component.fingerprint, lambda: component.embedding_dim):
+        if make is not ranker or tell in (component.warm_up, component.to_dict):
+            with pytest.raises(ValueError, match=message):
+                tell()
+    setattr(component, name, was)
+    assert component.run(**inputs) == copy.copy(component).run(**inputs) == before
+
+
+def test_how_a_given_model_is_used_can_be_assigned_and_is_told_as_it_is() -> None:
+    core = make_embedder(dimensions=16, instruction="Find a poem")
+    component = QwenTextEmbedder.from_embedder(core)
+    component.prefix, component.instruction, component.dimensions = "> ", "code_search", 32
+    expected = core.embed_queries(["> " + QUERY], instruction="code_search", dimensions=32)
+    assert component.run(QUERY)["embedding"] == expected[0].tolist()
+    component.prefix, component.instruction, component.dimensions = "", None, None  # the embedder's own
+    assert component.run(QUERY)["embedding"] == core.embed_queries([QUERY])[0].tolist()
+    assert component.fingerprint == core.fingerprint
+    written = component.to_dict()["init_parameters"]
+    assert (written["instruction"], written["dimensions"]) == ("Find a poem", 16)
+    by_relevance = ranker()
+    by_relevance.top_k = 1
+    assert len(by_relevance.run(QUERY, documents())["documents"]) == 1
+
+
+@pytest.mark.parametrize("make", [text_embedder, document_embedder, ranker])
+def test_replace_makes_a_component_that_is_given_no_model(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = Loads(monkeypatch)
+    component = replace(make(), max_length=500)
+    component.warm_up()
+    assert [options["max_length"] for options in loads.options] == [500]

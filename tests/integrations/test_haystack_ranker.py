@@ -58,6 +58,62 @@ def test_a_top_k_below_one_is_refused_at_init_and_in_a_run_of_no_documents_too()
                 ranker().run(QUERY, given, top_k=top_k)
 
 
+WRONG: list[Any] = [
+    pytest.param({"top_k": "3"}, TypeError, "top_k must be an integer", id="top_k"),
+    pytest.param(
+        {"score_threshold": "0.5"}, TypeError, "score_threshold must be a number or None, but got '0.5'", id="quoted"
+    ),
+    pytest.param({"score_threshold": float("nan")}, ValueError, "score_threshold must be a number", id="nan"),
+]
+WRONG_FIELDS: list[Any] = [
+    pytest.param(
+        {"meta_fields_to_embed": "title"}, TypeError, "meta_fields_to_embed must be a list of strings", id="meta"
+    ),
+    *(
+        pytest.param({name: None}, TypeError, f"{name} must be a string, but got None", id=name)
+        for name in ("embedding_separator", "query_prefix", "query_suffix", "document_prefix", "document_suffix")
+    ),
+    *(
+        pytest.param({name: text}, ValueError, f"{name} holds the model card's template, which is built in", id=text)
+        for name, text in {
+            "query_prefix": "<|im_start|>system\nJudge…<Instruct>: Find it\n<Query>: ",
+            "document_prefix": "<Document>: ",
+            "document_suffix": "<|im_end|>\n<|im_start|>assistant\n",
+            "query_suffix": "\n<Instruct>: Find it",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG + WRONG_FIELDS)
+async def test_a_parameter_that_cannot_be_used_is_refused_when_given_and_when_assigned(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        QwenRanker(**wrong)
+    engine = FakeRerankingEngine()
+    component = ranker(engine)
+    for name, value in wrong.items():
+        setattr(component, name, value)
+    for given in (documents(), []):
+        with pytest.raises(error, match=message):
+            component.run(QUERY, given)
+        with pytest.raises(error, match=message):
+            await component.run_async(QUERY, given)
+    assert engine.calls == 0
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG)
+def test_an_input_that_cannot_be_used_is_refused_before_anything_is_computed(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    engine = FakeRerankingEngine()
+    for given in (documents(), []):
+        with pytest.raises(error, match=message):
+            ranker(engine).run(QUERY, given, **wrong)
+    assert engine.calls == 0
+
+
 def test_the_threshold_is_inclusive_and_in_the_unit_of_the_scores() -> None:
     ranked = make_reranker().rerank(QUERY, TEXTS)
     second = ranked[1]

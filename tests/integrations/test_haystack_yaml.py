@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from haystack import Pipeline
+from haystack import component as haystack_component
 from haystack.components.preprocessors import EmbeddingBasedDocumentSplitter
 from haystack.components.retrievers import MultiQueryEmbeddingRetriever, TextEmbeddingRetriever
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
@@ -212,6 +213,63 @@ def test_a_copy_shares_the_model_but_no_setting_and_no_pipeline(
     assert other.token == component.token
     assert other.run(QUERY, documents())["documents"] == component.run(QUERY, documents())["documents"]
     assert len(loads) == 1
+
+
+@pytest.mark.parametrize("template", ["vllm", "jinja"])
+def test_a_given_reranker_with_another_template_cannot_be_written_down(template: str) -> None:
+    """What is read back would have the model card's, and other scores."""
+    one = QwenRanker.from_reranker(make_reranker(template=template))
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", one)
+    with pytest.raises(ValueError, match=f"has the template '{template}'"):
+        pipeline.dumps()
+    for duplicate in (copy.copy(one), copy.deepcopy(one)):
+        assert duplicate.run(QUERY, documents()) == one.run(QUERY, documents())
+
+
+@haystack_component
+class BoostedRanker(QwenRanker):
+    """Takes a parameter of its own, and hands the others on."""
+
+    def __init__(self, boost: float = 2.0, **others: Any) -> None:
+        QwenRanker.__init__(self, **others)
+        self.boost = boost
+
+
+@haystack_component
+class GermanEmbedder(QwenTextEmbedder):
+    """Takes nothing but a parameter of its own."""
+
+    def __init__(self, language: str = "en") -> None:
+        QwenTextEmbedder.__init__(self, model="demo", prefix=f"{language}: ")
+        self.language = language
+
+
+AGAIN = [
+    pytest.param(lambda one: type(one).from_dict(one.to_dict()), id="dictionary"),
+    pytest.param(lambda one: pickle.loads(pickle.dumps(one)), id="pickle"),
+    pytest.param(copy.copy, id="copy"),
+    pytest.param(copy.deepcopy, id="deepcopy"),
+]
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_subclass_with_its_own_parameters_keeps_them(again: Any) -> None:
+    boosted = BoostedRanker(boost=3.0, model="demo", top_k=2, document_suffix=".")
+    same = again(boosted)
+    assert (same.boost, same.model, same.top_k, same.document_suffix) == (3.0, "demo", 2, ".")
+    assert same.to_dict() == boosted.to_dict()
+    assert same.run(QUERY, documents()) == boosted.run(QUERY, documents())
+    same.close()
+    boosted.close()
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_subclass_that_takes_less_is_written_down_with_less(again: Any) -> None:
+    german = GermanEmbedder("de")
+    assert german.to_dict()["init_parameters"] == {"language": "de"}
+    same = again(german)
+    assert (same.language, same.prefix) == ("de", "de: ")
 
 
 def retriever() -> InMemoryEmbeddingRetriever:

@@ -4,6 +4,7 @@
 # otherwise name types that those modules do not know.
 import asyncio
 import hashlib
+import inspect
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Self, TypeVar
 
@@ -12,6 +13,7 @@ from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.fingerprint import check_dimensions, embedding_fingerprint
 from qwen_retrieval.lazy import LazyModel, ModelOptions
 from qwen_retrieval.specs import CHECKPOINTS
+from qwen_retrieval.specs import check_dimensions as check_against
 from qwen_retrieval.types import ControlTokens, OnOverflow
 from qwen_retrieval.usage import Usage
 
@@ -29,7 +31,15 @@ class QwenComponent(Generic[M]):
     """The base of the components: init parameters as fields, so that each is written once.
 
     A component is a dataclass on top of this one. Its fields are its init parameters, with plain values, and what is
-    saved in YAML. They may be assigned later; the next run goes by the new values.
+    saved in YAML. They may be assigned later; the next run goes by the new values. Where that means another model
+    (after `model`, `dtype` or `device`, say), the old one keeps its memory until `close`.
+
+    A component on top of a model that the caller has made (`from_embedder`, `from_reranker`) refuses to run once a
+    field of this class has another value, because such fields belong to the model. `dataclasses.replace` takes the
+    fields only: the new component drops the given model, and loads one by its name.
+
+    A subclass may have its own `__init__`. YAML, pickles and copies keep what that takes; each parameter must be an
+    attribute of the same name.
 
     The model is loaded by the first run or by `warm_up`, by one thread, whoever waits for it. Components of equal
     options share the weights, and any number of threads and tasks may run one component: their inputs meet in the
@@ -81,12 +91,28 @@ class QwenComponent(Generic[M]):
 
     _models: LazyModel[M] = field(init=False)
 
+    _given: dict[str, Any] | None = field(init=False, default=None)
+    """The fields that belong to the model, if the caller has made that, with its values."""
+
     def __post_init__(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse values that no run could use. Runs call it as well, because fields may be assigned."""
+        self._check_strings("model")
         if self.token is not None and not isinstance(self.token, Secret):
             raise TypeError(
                 f"token must be a Secret or None, but got {type(self.token).__name__}; use Secret.from_env_var"
             )
         _device_name(self.device)
+        for name, value in (self._given or {}).items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} belongs to the model that this component was given; make a new component")
+
+    def _check_strings(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string, but got {getattr(self, name)!r}")
 
     def warm_up(self) -> None:
         """Load the model, unless it is there already. Runs do it themselves.
@@ -105,7 +131,7 @@ class QwenComponent(Generic[M]):
     def close(self) -> None:
         """Give the model back; the last of its users frees the memory. A later run loads it again.
 
-        A model that the caller has made is left to the caller.
+        Runs that are under way fail with `ModelClosedError`. A model that the caller has made is left to the caller.
         """
         self._models.close()
 
@@ -117,8 +143,10 @@ class QwenComponent(Generic[M]):
         """The component as plain values, for YAML.
 
         Raises:
-            ValueError: `token` is no environment variable, and would have to be written down.
+            ValueError: `token` is no environment variable, and would have to be written down; or what was assigned
+                is not true of the model that this component was given.
         """
+        self._check()
         return default_to_dict(self, **self._parameters())
 
     @classmethod
@@ -134,11 +162,25 @@ class QwenComponent(Generic[M]):
     def _holding(cls, models: LazyModel[M], **parameters: Any) -> Self:  # noqa: ANN401
         component = cls(**parameters)
         component._models = models
+        component._given = {one.name: getattr(component, one.name) for one in fields(QwenComponent) if one.init}
         return component
+
+    def _given_model(self) -> M | None:
+        # Whatever the options are: a given model needs none, not even a token.
+        return None if self._given is None else self._models.get(ModelOptions(model=self.model))
+
+    def _effective(self, name: str) -> Any:  # noqa: ANN401
+        """The value of a field, where None may stand for what the given model was made with."""
+        value, given = getattr(self, name), self._given_model()
+        if value is None and given is not None and name in ("instruction", "dimensions"):
+            return getattr(given, name)
+        return value
 
     # A component knows the pipeline that it is in: copies and pickles must not take it along.
     def __copy__(self) -> Self:
-        return self._holding(self._models, **self._parameters())
+        copied = type(self)(**self._parameters())
+        copied._models, copied._given = self._models, self._given
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()
@@ -152,11 +194,17 @@ class QwenComponent(Generic[M]):
         return {"model": self.model} if self.model in published else {}
 
     def _parameters(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        # By the signature, because a subclass may have an __init__ of its own; what that takes by ** goes on to ours.
+        accepted = list(inspect.signature(type(self).__init__).parameters.values())[1:]
+        names = {one.name: None for one in accepted if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+        if len(names) < len(accepted):
+            names |= {one.name: None for one in fields(self) if one.init}
+        values = {name: self._effective(name) for name in names}
         # Lists are copied, so that nobody changes this component by changing its description; YAML knows no tuples.
         return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
     def _options(self) -> ModelOptions:
+        self._check()
         return ModelOptions(
             model=self.model,
             max_length=self.max_length,
@@ -199,6 +247,10 @@ class QwenEmbedder(QwenComponent[Embedder]):
         check_dimensions(self.model, self.dimensions)
         self._models = LazyModel(Embedder)
 
+    def _check(self) -> None:
+        super()._check()
+        self._check_strings("prefix", "suffix")
+
     @property
     def fingerprint(self) -> str:
         """A name for everything that decides the vectors; it loads nothing.
@@ -206,10 +258,11 @@ class QwenEmbedder(QwenComponent[Embedder]):
         Use the document embedder's in the name of an index or as the key of a cache, so that a changed model, revision,
         length or instruction never meets vectors that were made otherwise.
         """
+        self._check()
         own = embedding_fingerprint(
             self.model,
             revision=self.revision,
-            dimensions=self.dimensions,
+            dimensions=self._effective("dimensions"),
             max_length=self.max_length,
             control_tokens=self.control_tokens,
             **self._instructions(),
@@ -230,9 +283,15 @@ class QwenEmbedder(QwenComponent[Embedder]):
         """The length of the vectors, as stores such as `QdrantDocumentStore` want to know it.
 
         The model is loaded only if it is none of the published checkpoints and not on this machine.
+
+        Raises:
+            ValueError: The model cannot give vectors of `dimensions`.
         """
-        known = None if self._models.loaded else check_dimensions(self.model, self.dimensions)
-        return known or self.dimensions or self._models.get(self._options()).dimensions
+        self._check()
+        given = self._given_model()
+        if given is not None:
+            return check_against(given.spec, self._effective("dimensions"))
+        return check_dimensions(self.model, self.dimensions) or self._models.get(self._options()).dimensions
 
 
 def options_of(model: Embedder | Reranker) -> dict[str, Any]:

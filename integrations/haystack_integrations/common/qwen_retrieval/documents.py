@@ -6,7 +6,9 @@ from typing import Any
 from qwen_retrieval.errors import needs_extra
 
 with needs_extra("haystack", "haystack"):
+    import yaml  # type: ignore[import-untyped]  # Haystack needs it
     from haystack import Document
+    from haystack.marshal.yaml import YamlDumper
 
 
 class Vector(list[float]):
@@ -28,6 +30,12 @@ class Vector(list[float]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+
+# YAML goes by the exact type: it would refuse this one, or write down how to make a list of it. Haystack's own dumper
+# has a table of its own.
+for _representer in (yaml.representer.SafeRepresenter, yaml.representer.Representer, YamlDumper):
+    _representer.add_representer(Vector, yaml.representer.SafeRepresenter.represent_list)
 
 
 def as_vector(values: Iterable[float]) -> Vector:

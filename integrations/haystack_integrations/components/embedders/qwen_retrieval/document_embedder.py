@@ -1,6 +1,7 @@
 """`QwenDocumentEmbedder`: the vectors of documents. YAML names this module; it must keep its name."""
 
 # Without postponed annotations: see QwenComponent.
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -44,7 +45,8 @@ class QwenDocumentEmbedder(QwenEmbedder):
     ``QdrantDocumentStore(index="docs", embedding_dim=document_embedder.embedding_dim)``.
 
     Raises:
-        TypeError: `device`, `token` or `meta_fields_to_embed` is of another type, such as a plain string.
+        TypeError: A parameter is of another type, such as a plain string as `device`, `token` or
+            `meta_fields_to_embed`.
         ValueError: The model cannot give vectors of `dimensions`, or `device` is a device map.
     """
 
@@ -61,8 +63,9 @@ class QwenDocumentEmbedder(QwenEmbedder):
     progress_bar: bool = True
     """Show a progress bar for more than 64 documents."""
 
-    def __post_init__(self) -> None:
-        QwenEmbedder.__post_init__(self)  # super() without arguments fails in a class that @component makes anew
+    def _check(self) -> None:
+        QwenEmbedder._check(self)  # super() without arguments fails in a class that @component makes anew
+        self._check_strings("embedding_separator")
         check_meta_fields(self.meta_fields_to_embed)
 
     @classmethod
@@ -80,8 +83,9 @@ class QwenDocumentEmbedder(QwenEmbedder):
         """A component on top of an embedder that you have made.
 
         Args:
-            embedder: It keeps its own options, and `close` leaves it open. YAML keeps the name of its model
-                and these options, but neither device nor token; the component loaded from it loads that model.
+            embedder: It keeps its own options, and `close` leaves it open: the fields that belong to it cannot be
+                assigned. YAML keeps the name of its model and the options, but not its device, dtype, token and
+                `max_batch_tokens`; the component read from it loads that model.
             document_instruction: See the class, as for all other options.
             prefix: See the class.
             suffix: See the class.
@@ -113,7 +117,8 @@ class QwenDocumentEmbedder(QwenEmbedder):
             texts were cut to `max_length`). No documents, without loading the model, for no documents.
 
         Raises:
-            TypeError: `documents` is not a list of documents.
+            TypeError: `documents` is not a list of documents, or a value that was assigned is of another type.
+            ValueError: A value that was assigned is refused, or not true of the model that this component was given.
             InputError: A text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
@@ -133,7 +138,7 @@ class QwenDocumentEmbedder(QwenEmbedder):
                 return self._output([], [], usage)
             model = await self._models.aget(self._options())
             vectors = await model.aembed_documents(texts, **self._how())
-        return self._output(documents, vectors, usage)
+        return await asyncio.to_thread(self._output, documents, vectors, usage)  # millions of floats take seconds
 
     def _instructions(self) -> dict[str, str | None]:
         return {"document_instruction": self.document_instruction}
@@ -143,6 +148,7 @@ class QwenDocumentEmbedder(QwenEmbedder):
         return self.prefix, self.suffix, fields, fields and self.embedding_separator
 
     def _texts(self, documents: list[Document]) -> list[str]:
+        self._check()  # also where there are no documents, and nothing is asked of a model
         check_documents(documents, "; to embed a query, use QwenTextEmbedder")
         names, separator = self.meta_fields_to_embed, self.embedding_separator
         return [self.prefix + text_of(document, names, separator) + self.suffix for document in documents]

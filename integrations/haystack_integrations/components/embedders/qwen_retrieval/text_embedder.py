@@ -35,13 +35,21 @@ class QwenTextEmbedder(QwenEmbedder):
     In a pipeline, connect ``text_embedder.embedding`` to ``retriever.query_embedding``.
 
     Raises:
-        TypeError: `device` or `token` is of another type, such as a plain string.
-        ValueError: The model cannot give vectors of `dimensions`, or `device` is a device map.
+        TypeError: A parameter is of another type, such as a plain string as `device` or `token`.
+        ValueError: The model cannot give vectors of `dimensions`, `device` is a device map, or `prefix` holds the
+            instruction template.
     """
 
     instruction: str | None = None
     """The task that queries are embedded for: one English sentence, or the name of a preset ("code_search") or of an
     evaluation task ("SciFact"). None for the model's web search instruction, "" for none at all."""
+
+    def _check(self) -> None:
+        QwenEmbedder._check(self)  # super() without arguments fails in a class that @component makes anew
+        if self.prefix.lstrip().startswith("Instruct:"):  # as other embedders want it
+            raise ValueError(
+                "prefix holds the instruction template, which is added here; pass the sentence as instruction="
+            )
 
     @classmethod
     def from_embedder(
@@ -56,8 +64,9 @@ class QwenTextEmbedder(QwenEmbedder):
         """A component on top of an embedder that you have made.
 
         Args:
-            embedder: It keeps its own options, and `close` leaves it open. YAML keeps the name of its model
-                and these options, but neither device nor token; the component loaded from it loads that model.
+            embedder: It keeps its own options, and `close` leaves it open: the fields that belong to it cannot be
+                assigned. YAML keeps the name of its model and the options, but not its device, dtype, token and
+                `max_batch_tokens`; the component read from it loads that model.
             instruction: See the class; None for the embedder's own.
             prefix: See the class.
             suffix: See the class.
@@ -85,7 +94,8 @@ class QwenTextEmbedder(QwenEmbedder):
             model was given, template included) and `truncated` (1 if the text was cut to `max_length`, else 0).
 
         Raises:
-            TypeError: `text` is not a string.
+            TypeError: `text` is not a string, or a value that was assigned is of another type.
+            ValueError: A value that was assigned is refused, or not true of the model that this component was given.
             InputError: The text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
@@ -104,13 +114,14 @@ class QwenTextEmbedder(QwenEmbedder):
         return self._output(vectors, usage)
 
     def _instructions(self) -> dict[str, str | None]:
-        return {"instruction": self.instruction}
+        return {"instruction": self._effective("instruction")}
 
     def _queries(self, text: object) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(
                 f"text must be a string, but got {type(text).__name__}; to embed documents, use QwenDocumentEmbedder"
             )
+        self._check()
         return [self.prefix + text + self.suffix]
 
     def _how(self, instruction: str | None) -> dict[str, Any]:

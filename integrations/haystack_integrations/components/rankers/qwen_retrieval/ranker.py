@@ -9,11 +9,15 @@ from haystack_integrations.common.qwen_retrieval.documents import check_document
 from qwen_retrieval import Reranker, RerankResult
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_top_n, distinct
+from qwen_retrieval.ranking import check_threshold, check_top_n, distinct
 from qwen_retrieval.usage import Usage, track_usage
 
 with needs_extra("haystack", "haystack"):
     from haystack import Document, component
+
+
+_AROUND = ("query_prefix", "query_suffix", "document_prefix", "document_suffix")
+_TEMPLATE = ("<|im_start|>", "<Instruct>:", "<Query>:", "<Document>:")
 
 
 @component
@@ -35,8 +39,10 @@ class QwenRanker(QwenComponent[Reranker]):
     ```
 
     Raises:
-        TypeError: `device`, `token` or `meta_fields_to_embed` is of another type, such as a plain string.
-        ValueError: `top_k` is below 1, or `device` is a device map.
+        TypeError: A parameter is of another type, such as a plain string as `device`, `token` or
+            `meta_fields_to_embed`.
+        ValueError: `top_k` is below 1, `score_threshold` is NaN, `device` is a device map, or a prefix or suffix holds
+            the model card's template.
     """
 
     model: str = "Qwen/Qwen3-Reranker-0.6B"
@@ -75,9 +81,34 @@ class QwenRanker(QwenComponent[Reranker]):
 
     def __post_init__(self) -> None:
         QwenComponent.__post_init__(self)  # super() without arguments fails in a class that @component makes anew
-        check_top_n(self.top_k, name="top_k")
-        check_meta_fields(self.meta_fields_to_embed)
         self._models = LazyModel(Reranker)
+
+    def _check(self) -> None:
+        QwenComponent._check(self)
+        check_top_n(self.top_k, name="top_k")
+        check_threshold(self.score_threshold)
+        check_meta_fields(self.meta_fields_to_embed)
+        self._check_strings("embedding_separator", *_AROUND)
+        for name in _AROUND:
+            if any(part in getattr(self, name) for part in _TEMPLATE):  # as other rankers want it
+                raise ValueError(
+                    f"{name} holds the model card's template, which is built in; pass the sentence as instruction="
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The component as plain values, for YAML.
+
+        Raises:
+            ValueError: `token` is no environment variable, and would have to be written down; or what would be
+                written is not true of the reranker that this component was given.
+        """
+        given = self._given_model()
+        if given is not None and given.template != "canonical":
+            raise ValueError(
+                f"the reranker that this component was given has the template {given.template!r}, and what is written "
+                'down would be read with "canonical"; give it one with that template to write it down'
+            )
+        return QwenComponent.to_dict(self)
 
     @classmethod
     def from_reranker(
@@ -98,8 +129,10 @@ class QwenRanker(QwenComponent[Reranker]):
         """A component on top of a reranker that you have made.
 
         Args:
-            reranker: It keeps its own options, and `close` leaves it open. YAML keeps the name of its model
-                and these options, but neither device nor token; the component loaded from it loads that model.
+            reranker: It keeps its own options, and `close` leaves it open: the fields that belong to it cannot be
+                assigned. YAML keeps the name of its model and the options, but not its device, dtype, token and
+                `max_batch_tokens`; the component read from it loads that model. A
+                template other than "canonical" cannot be kept, and is refused by `to_dict`.
             top_k: See the class.
             score_threshold: See the class.
             scale_score: See the class.
@@ -153,8 +186,10 @@ class QwenRanker(QwenComponent[Reranker]):
             (how many different pairs were cut to `max_length`). No documents, without loading the model, for none.
 
         Raises:
-            TypeError: `query` is not a string, or `documents` not a list of documents.
-            ValueError: `top_k` is below 1.
+            TypeError: `query` is not a string, `documents` not a list of documents, `top_k` no integer or
+                `score_threshold` no number, or a value that was assigned is of another type.
+            ValueError: `top_k` is below 1, `score_threshold` is NaN, or a value that was assigned is refused or not
+                true of the model that this component was given.
             InputError: A text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
@@ -190,6 +225,7 @@ class QwenRanker(QwenComponent[Reranker]):
         if not isinstance(query, str):
             raise TypeError(f"query must be a string, but got {type(query).__name__}")
         check_documents(documents)
+        self._check()
         kept = distinct([document.id for document in documents], [document.score for document in documents])
         return [documents[position] for position in kept]
 
@@ -203,6 +239,7 @@ class QwenRanker(QwenComponent[Reranker]):
             "instruction": self.instruction if instruction is None else instruction,
         }
         check_top_n(how["top_n"], name="top_k")
+        check_threshold(how["score_threshold"])
         return how
 
     def _texts(self, query: str, documents: list[Document]) -> tuple[str, list[str]]:
