@@ -159,9 +159,8 @@ def _wait_for_loads() -> None:
         thread.join(_PATIENCE)
 
 
-if hasattr(
-    os, "register_at_fork"
-):  # a load that was under way has no thread in the child, and a lock may be held there
+# In the child, a load that was under way has no thread, and a lock may be held for ever.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 # Not by atexit: torch registers its own end during the load, and would come first then.

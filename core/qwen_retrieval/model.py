@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from qwen_retrieval.batching import dedupe
 from qwen_retrieval.errors import ModelClosedError, NonFiniteError
 from qwen_retrieval.loading import LoadedModel
-from qwen_retrieval.ranking import check_top_n
+from qwen_retrieval.ranking import check_count
 from qwen_retrieval.templates import Encoded
 from qwen_retrieval.types import ControlTokens, FloatArray, OnOverflow, TokenIds, Tokenizer
 from qwen_retrieval.usage import count
@@ -90,7 +90,7 @@ class Model:
         self.max_batch_tokens = default if max_batch_tokens is None else max_batch_tokens
         if self.max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, but got {max_batch_tokens}")
-        check_top_n(batch_size, name="batch_size", none="as many as fit")
+        check_count(batch_size, name="batch_size", none="as many as fit")
         self.batch_size = batch_size
         self._worker = loaded.worker if loaded else Worker(run, name=name)
         self._release = loaded.release if loaded else self._worker.close

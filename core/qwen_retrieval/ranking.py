@@ -12,11 +12,11 @@ from qwen_retrieval.types import FloatArray, RerankResult, Scale
 from qwen_retrieval.vectors import sigmoid
 
 
-def check_top_n(top_n: int | None, *, name: str = "top_n", none: str = "all") -> None:
-    """Refuse a `top_n` that is no integer, or below 1.
+def check_count(count: int | None, *, name: str = "top_n", none: str = "all") -> None:
+    """Refuse a number of things that is no integer, or below 1.
 
     Args:
-        top_n: How many results to keep, or None.
+        count: How many, or None.
         name: What the caller calls it.
         none: What None means.
 
@@ -24,16 +24,19 @@ def check_top_n(top_n: int | None, *, name: str = "top_n", none: str = "all") ->
         TypeError: It is no integer.
         ValueError: It is below 1.
     """
-    if top_n is None:
+    if count is None:
         return
-    if isinstance(top_n, bool) or not isinstance(top_n, Integral):
-        raise TypeError(f"{name} must be an integer, or None for {none}, but got {top_n!r}")
-    if top_n < 1:
-        raise ValueError(f"{name} must be at least 1, or None for {none}, but got {top_n}")
+    if isinstance(count, bool) or not isinstance(count, Integral):
+        raise TypeError(f"{name} must be an integer, or None for {none}, but got {count!r}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, or None for {none}, but got {count}")
 
 
 def check_threshold(score_threshold: float | None) -> None:
     """Refuse a threshold that nothing could meet or miss.
+
+    Args:
+        score_threshold: The least score of a result, or None.
 
     Raises:
         TypeError: It is no number.

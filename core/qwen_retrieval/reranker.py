@@ -10,7 +10,7 @@ import numpy as np
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.loading import LoadConfig, LoadedModel, load_reranking
 from qwen_retrieval.model import Flow, Model, arun_flow, run_flow
-from qwen_retrieval.ranking import check_threshold, check_top_n, rank
+from qwen_retrieval.ranking import check_count, check_threshold, rank
 from qwen_retrieval.specs import RerankingSpec
 from qwen_retrieval.templates import Encoded, Explanation, RerankingTemplate, check_texts
 from qwen_retrieval.types import (
@@ -269,7 +269,7 @@ class Reranker(Model):
             ValueError: `top_n` is below 1, `score_threshold` is NaN, or `scale` is unknown.
             InputError: See `score`, as for the other errors.
         """
-        check_top_n(top_n)
+        check_count(top_n)
         check_threshold(score_threshold)
         log_odds = self.log_odds(query, documents, instruction=instruction)
         return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)
@@ -285,7 +285,7 @@ class Reranker(Model):
         scale: Scale = "probability",
     ) -> list[RerankResult]:
         """The same as `rerank`, without blocking the event loop."""
-        check_top_n(top_n)
+        check_count(top_n)
         check_threshold(score_threshold)
         log_odds = await self.alog_odds(query, documents, instruction=instruction)
         return rank(log_odds, top_n=top_n, score_threshold=score_threshold, scale=scale)

@@ -10,7 +10,7 @@ from langchain_qwen_retrieval.options import QwenModelOptions
 from qwen_retrieval import Reranker, RerankResult
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_top_n, distinct, rank
+from qwen_retrieval.ranking import check_count, check_threshold, distinct, rank
 from qwen_retrieval.types import FloatArray, Scale
 from qwen_retrieval.usage import Usage, track_usage
 from qwen_retrieval.vectors import sigmoid
@@ -108,7 +108,13 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
     @field_validator("top_n")
     @classmethod
     def _check_top_n(cls, value: int | None) -> int | None:
-        check_top_n(value)
+        check_count(value)
+        return value
+
+    @field_validator("score_threshold")
+    @classmethod
+    def _check_threshold(cls, value: float | None) -> float | None:
+        check_threshold(value)
         return value
 
     def compress_documents(
@@ -175,7 +181,7 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
 
         Raises:
             TypeError: `query` is not a string, or `documents` not a list of strings and documents.
-            ValueError: `top_n` is below 1.
+            ValueError: `top_n` is below 1, or `score_threshold` is NaN.
             InputError: A text is not valid, or refused by `on_overflow` or `control_tokens`.
             ModelError: The model cannot be loaded.
         """
@@ -229,7 +235,8 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
         return self.reranker or await self._lazy.aget(self._model_options())
 
     def _settings(self, top_n: int | None, instruction: str | None, score_threshold: float | None) -> dict[str, Any]:
-        check_top_n(top_n)
+        check_count(top_n)
+        check_threshold(score_threshold)
         return {
             "top_n": self.top_n if top_n is None else top_n,
             "instruction": self.instruction if instruction is None else instruction,
@@ -238,13 +245,12 @@ class QwenReranker(QwenModelOptions, BaseDocumentCompressor, BaseCrossEncoder):
         }
 
     def _texts(self, documents: Sequence[str | Document]) -> tuple[list[int], list[str]]:
-        """The positions of the documents to compare, and what the model sees of them."""
+        """The positions of documents that are no copies of others, and what the model sees of all."""
         if isinstance(documents, str | Document):
             raise TypeError(f"documents must be a list of strings or documents, but got one {type(documents).__name__}")
         documents = list(documents)
-        return distinct([_identity(document) for document in documents]), [
-            self._text(document) for document in documents
-        ]
+        kept = distinct([_identity(document) for document in documents])
+        return kept, [self._text(document) for document in documents]
 
     def _text(self, document: str | Document) -> str:
         if not isinstance(document, Document):

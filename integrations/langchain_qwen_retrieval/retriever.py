@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from langchain_qwen_retrieval.reranker import QwenReranker
 from qwen_retrieval.errors import needs_extra
-from qwen_retrieval.ranking import check_top_n
+from qwen_retrieval.ranking import check_count
 
 with needs_extra("langchain_core", "langchain"):
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -91,7 +91,7 @@ class QwenRetriever(BaseRetriever):
     @field_validator("k", "fetch_k")
     @classmethod
     def _check_count(cls, value: int | None, info: ValidationInfo) -> int | None:
-        check_top_n(value, name=str(info.field_name), none="the default")
+        check_count(value, name=str(info.field_name), none="the default")
         return value
 
     @field_validator("retriever", "search_kwargs")
@@ -143,7 +143,7 @@ class QwenRetriever(BaseRetriever):
 
     def _rerank_stage(self, k: int | None, instruction: str | None, score_threshold: float | None) -> QwenReranker:
         """A view of the reranker with the settings of one call."""
-        check_top_n(k, name="k", none="the default")
+        check_count(k, name="k", none="the default")
         own = self.reranker
         settings = {
             "top_n": _first(k, self.k, own.top_n, DEFAULT_K),
@@ -157,7 +157,7 @@ class QwenRetriever(BaseRetriever):
     ) -> tuple[Runnable[str, list[Document]], int | None]:
         """What finds the candidates of one call, and how many of them count."""
         search_kwargs = self._check_search_kwargs_for(self.retriever, {**self.search_kwargs, **(search_kwargs or {})})
-        check_top_n(fetch_k, name="fetch_k", none="the default")
+        check_count(fetch_k, name="fetch_k", none="the default")
         asked = _first(fetch_k, self.fetch_k)
         base = self.retriever
         if isinstance(base, VectorStore):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_retrieval.ranking import check_threshold, check_top_n, distinct, rank
+from qwen_retrieval.ranking import check_count, check_threshold, distinct, rank
 from qwen_retrieval.types import Scale
 
 LOG_ODDS = st.lists(st.floats(-50, 50, width=32), max_size=30)
@@ -42,10 +42,10 @@ def test_a_threshold_in_log_odds_tells_apart_what_is_saturated_as_a_probability(
 
 @pytest.mark.parametrize("top_n", [0, -3])
 def test_a_top_n_below_one_is_refused_by_the_callers_name(top_n: int) -> None:
-    check_top_n(None)
-    check_top_n(1)
+    check_count(None)
+    check_count(1)
     with pytest.raises(ValueError, match=f"top_k must be at least 1, or None for all, but got {top_n}"):
-        check_top_n(top_n, name="top_k")
+        check_count(top_n, name="top_k")
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_an_unknown_scale_is_refused(scale: Any) -> None:
 @pytest.mark.parametrize("top_n", [2.5, "3", True])
 def test_a_top_n_that_is_no_integer_is_refused(top_n: Any) -> None:
     with pytest.raises(TypeError, match="top_n must be an integer, or None for all, but got"):
-        check_top_n(top_n)
-    check_top_n(np.int64(3))  # type: ignore[arg-type]
+        check_count(top_n)
+    check_count(np.int64(3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("threshold", "error"), [(math.nan, ValueError), ("0.5", TypeError), (True, TypeError)])

@@ -311,7 +311,7 @@ class TestConstruction:
     def test_tells_haystack_the_names_of_published_models_only(self, kind: Any) -> None:
         """A folder's name would go to PostHog: `haystack.telemetry` sends what `_get_telemetry_data` returns."""
         assert kind()._get_telemetry_data() == {"model": kind().model}
-        assert kind(model="/home/me/secret-project")._get_telemetry_data() == {}
+        assert kind(model="models/secret-project")._get_telemetry_data() == {}
         assert kind(model="my-company/private")._get_telemetry_data() == {}
 
 

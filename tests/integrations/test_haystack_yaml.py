@@ -45,7 +45,7 @@ MODEL: dict[str, Any] = {
     "max_batch_tokens": 500,
     "dtype": "float32",
     "revision": "v1",
-    "cache_dir": "/tmp/models",
+    "cache_dir": "models",
     "local_files_only": True,
 }
 EMBEDDER = MODEL | {"prefix": "<", "suffix": ">", "dimensions": 64}

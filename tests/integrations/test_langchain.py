@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -1161,3 +1162,12 @@ def test_a_count_that_is_no_integer_is_refused(arguments: dict[str, Any]) -> Non
     )
     with pytest.raises(TypeError, match="must be an integer, or None for the default, but got"):
         retriever.invoke(QUERY, **arguments)
+
+
+def test_a_threshold_that_is_no_number_is_refused(store: InMemoryVectorStore, reranker: QwenReranker) -> None:
+    with pytest.raises(ValidationError, match="score_threshold must be a number or None, but got nan"):
+        QwenReranker(score_threshold=math.nan)
+    with pytest.raises(ValueError, match="but got nan"):
+        reranker.rerank(QUERY, TEXTS, score_threshold=math.nan)
+    with pytest.raises(ValueError, match="but got nan"):
+        QwenRetriever(retriever=store, reranker=reranker).invoke(QUERY, score_threshold=math.nan)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_threshold, check_top_n, distinct
+from qwen_retrieval.ranking import check_count, check_threshold, distinct
 from qwen_retrieval.reranker import Reranker
 from qwen_retrieval.types import RerankResult, Scale
 
@@ -97,7 +97,7 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_top_n(self.top_n)
+        check_count(self.top_n)
         check_threshold(self.score_threshold)
         if self.callback_manager is None:  # as other parts of LlamaIndex allow
             self.callback_manager = CallbackManager([])

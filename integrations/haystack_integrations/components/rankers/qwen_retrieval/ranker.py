@@ -9,7 +9,7 @@ from haystack_integrations.common.qwen_retrieval.documents import check_document
 from qwen_retrieval import Reranker, RerankResult
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.lazy import LazyModel
-from qwen_retrieval.ranking import check_threshold, check_top_n, distinct
+from qwen_retrieval.ranking import check_count, check_threshold, distinct
 from qwen_retrieval.usage import Usage, track_usage
 
 with needs_extra("haystack", "haystack"):
@@ -85,7 +85,7 @@ class QwenRanker(QwenComponent[Reranker]):
 
     def _check(self) -> None:
         QwenComponent._check(self)
-        check_top_n(self.top_k, name="top_k")
+        check_count(self.top_k, name="top_k")
         check_threshold(self.score_threshold)
         check_meta_fields(self.meta_fields_to_embed)
         self._check_strings("embedding_separator", *_AROUND)
@@ -131,8 +131,8 @@ class QwenRanker(QwenComponent[Reranker]):
         Args:
             reranker: It keeps its own options, and `close` leaves it open: the fields that belong to it cannot be
                 assigned. YAML keeps the name of its model and the options, but not its device, dtype, token and
-                `max_batch_tokens`; the component read from it loads that model. A
-                template other than "canonical" cannot be kept, and is refused by `to_dict`.
+                `max_batch_tokens`; the component read from it loads that model. A template other than "canonical"
+                cannot be kept, and is refused by `to_dict`.
             top_k: See the class.
             score_threshold: See the class.
             scale_score: See the class.
@@ -238,7 +238,7 @@ class QwenRanker(QwenComponent[Reranker]):
             "score_threshold": self.score_threshold if score_threshold is None else score_threshold,
             "instruction": self.instruction if instruction is None else instruction,
         }
-        check_top_n(how["top_n"], name="top_k")
+        check_count(how["top_n"], name="top_k")
         check_threshold(how["score_threshold"])
         return how
 
