@@ -13,6 +13,11 @@
     │   └── ControlTokenError           contains a control token, and control_tokens="error"
     ├── NonFiniteError              the model gives NaN or infinity for an input, in float32 too
     ├── OutOfMemoryError            one single input does not fit into the memory of the device
+    ├── StoreError                  the vector store cannot be used
+    │   ├── StoreLockedError            another process has the folder open
+    │   ├── CollectionNotFoundError     there is no such collection
+    │   ├── CollectionMismatchError     it was made with another model, layout or setting
+    │   └── IngestError                 an ingestion had to stop; says how far it came
     └── MissingDependencyError (ImportError)    an extra is not installed
 
 Arguments of a wrong type or out of range raise plain `TypeError` and `ValueError`.
@@ -90,6 +95,26 @@ class NonFiniteError(QwenRetrievalError):
 
 class OutOfMemoryError(QwenRetrievalError):
     """One single input does not fit into the memory of the device."""
+
+
+class StoreError(QwenRetrievalError):
+    """The vector store cannot be used."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has the folder of the store open."""
+
+
+class CollectionNotFoundError(StoreError):
+    """There is no such collection in the store."""
+
+
+class CollectionMismatchError(StoreError):
+    """The collection was made with another model, layout or setting than it is opened with."""
+
+
+class IngestError(StoreError):
+    """An ingestion had to stop. What it had written stays, and the next run goes on from there."""
 
 
 class MissingDependencyError(QwenRetrievalError, ImportError):
