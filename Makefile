@@ -79,7 +79,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "installing qwen-retrieval, its extras and the test tools (a few minutes the first time)"
-	@$(INSTALL) -e '.[$(EXTRAS)]'
+	@$(INSTALL) -e '.[$(EXTRAS),ray]'
 	@touch $@ $(VENV)/.installed
 
 .venv-lowest/.installed: .venv-lowest/.created pyproject.toml constraints-lowest.txt
