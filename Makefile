@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; everything else goes into .venv.
 #
-#   make quickstart              search real documents with the bundled demo models
+#   make quickstart              ingest and search real documents with the bundled demo models; kept in .quickstart
 #   make quickstart MODEL=0.6B   the same with the published models (0.6B, 4B, 8B), downloaded on first use
 #   make test                    lint, types and the whole test suite
 #   make test-frameworks         the adapters' tests, with the newest and then the lowest supported frameworks
@@ -28,7 +28,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 quickstart: $(VENV)/.installed
-	@$(BIN)/qwen-retrieval quickstart --model $(MODEL)
+	@$(BIN)/qwen-retrieval quickstart --model $(MODEL) --store .quickstart
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -59,7 +59,7 @@ wheel: $(VENV)/.created
 	$(PIP) wheel --quiet --no-deps $(PIP_FLAGS) --wheel-dir $(DIST) .
 
 clean:
-	rm -rf .venv .venv-demo .venv-lowest dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-lowest .quickstart dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp file says that an environment holds what pyproject.toml and constraints.txt ask for.

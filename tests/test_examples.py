@@ -11,6 +11,7 @@ import pytest
 
 SCORE = re.compile(r"(?:relevance )?(\d\.\d+)")
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ON_THEIR_OWN = [path for path in EXAMPLES if path.stem != "ray_ingest"]  # that one has tests of its own
 
 
 def run(*arguments: str | Path, cwd: Path) -> list[str]:
@@ -20,7 +21,7 @@ def run(*arguments: str | Path, cwd: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", ON_THEIR_OWN, ids=lambda path: path.name)
 def test_example_runs_without_a_warning_and_prints_the_best_first(example: Path, tmp_path: Path) -> None:
     found = [line for line in run(example, cwd=tmp_path) if SCORE.match(line)]
     scores = [float(match[1]) for line in found if (match := SCORE.match(line))]
@@ -29,8 +30,18 @@ def test_example_runs_without_a_warning_and_prints_the_best_first(example: Path,
     assert "shutil.rmtree" in found[0] or example.name == "search_folder.py"
 
 
+def test_a_second_ingest_into_the_same_folder_embeds_nothing(tmp_path: Path) -> None:
+    (example,) = (path for path in EXAMPLES if path.stem == "qdrant_ingest")
+    first, second = (run(example, "store", cwd=tmp_path) for _ in range(2))
+    records, embedded = (int(number) for number in re.findall(r"\d+", first[0]))
+    assert 0 < records <= embedded
+    assert second[0] == f"{records} records, 0 chunks embedded"
+    assert first[1:] == second[1:]
+    assert "The second time 0 chunks are embedded" in first[-1]
+
+
 def test_search_folder_searches_the_folder_it_is_given(tmp_path: Path) -> None:
     (example,) = (path for path in EXAMPLES if path.stem == "search_folder")
     (tmp_path / "notes.md").write_text("# Backup\n\nCopy every file to the other disk.\n")
     (line,) = run(example, tmp_path, "copy a file", cwd=tmp_path)
-    assert "notes.md:2" in line
+    assert "notes.md#Backup" in line

@@ -118,28 +118,31 @@ class IngestError(StoreError):
 
 
 class MissingDependencyError(QwenRetrievalError, ImportError):
-    """A library of an extra is not installed.
+    """A library of an extra, or one that goes with this distribution, is not installed.
 
     Args:
         library: What could not be imported.
-        extra: The extra of this distribution that brings it.
+        extra: The extra of this distribution that brings it; "" if none does.
+        package: The distribution that brings it, where no extra does.
     """
 
-    def __init__(self, library: str, extra: str) -> None:
-        self._arguments = library, extra
-        super().__init__(f'{library} is not installed; run: pip install "qwen-retrieval[{extra}]"')
+    def __init__(self, library: str, extra: str, package: str = "") -> None:
+        self._arguments = library, extra, package
+        requirement = package or f"qwen-retrieval[{extra}]"
+        super().__init__(f'{library} is not installed; run: pip install "{requirement}"')
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
 
 
 @contextmanager
-def needs_extra(module: str, extra: str) -> Iterator[None]:
+def needs_extra(module: str, extra: str, *, package: str = "") -> Iterator[None]:
     """Around imports of a framework: without it, the error says what to install.
 
     Args:
         module: The framework's import name, such as "langchain_core".
-        extra: The extra of this distribution that brings it.
+        extra: The extra of this distribution that brings it; "" if none does.
+        package: The distribution that brings it, where no extra does.
 
     Raises:
         MissingDependencyError: `module`, or a module of it that newer versions have, is not installed. Other failing
@@ -150,7 +153,7 @@ def needs_extra(module: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         name = error.name or ""
         if name == module or module.startswith(f"{name}."):
-            raise MissingDependencyError(module, extra) from error
+            raise MissingDependencyError(module, extra, package) from error
         if name.startswith(f"{module}."):  # too old a version
-            raise MissingDependencyError(name, extra) from error
+            raise MissingDependencyError(name, extra, package) from error
         raise

@@ -17,27 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import qwen_retrieval
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.cli import app, outputs, records
 from qwen_retrieval.cli.options import InputFormat
-from qwen_retrieval.cli.quickstart import QUESTIONS
-from qwen_retrieval.search import Document
 from qwen_retrieval.specs import CHECKPOINTS
-from qwen_retrieval.testing import (
-    ByteTokenizer,
-    FakeEmbeddingEngine,
-    FakeRerankingEngine,
-    fake_embedding_spec,
-    fake_reranking_spec,
-)
+from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
 from tests.checkpoints import TINY, qwen3_config
+from tests.command import RUNNER, Loads, fails, run
 
-RUNNER = CliRunner()
 ORIGINAL_EMBEDDER = Embedder.from_pretrained
-LOADING_ONLY = {"device", "dtype", "revision", "token", "cache_dir", "local_files_only"}
 
 # The command with a fake model, for what needs a process of its own.
 DRIVER = """
@@ -54,25 +44,6 @@ main()
 """
 
 
-class Loads:
-    """Stands in for ``from_pretrained`` of both classes, and remembers what was asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def embedder(self, model: str, **options: Any) -> Embedder:
-        self.asked.append((model, options))
-        return Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), **_parts(options))
-
-    def reranker(self, model: str, **options: Any) -> Reranker:
-        self.asked.append((model, options))
-        return Reranker(FakeRerankingEngine(), ByteTokenizer(), fake_reranking_spec(), **_parts(options))
-
-
-def _parts(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in LOADING_ONLY}
-
-
 @pytest.fixture(autouse=True)
 def loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loads:
     """Fake models, an empty current directory, no settings from outside."""
@@ -82,21 +53,6 @@ def loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loads:
     monkeypatch.delenv("QWEN_RETRIEVAL_DEBUG", raising=False)
     monkeypatch.chdir(tmp_path)
     return fakes
-
-
-def run(*arguments: str, stdin: str | bytes = "", code: int = 0) -> str:
-    """Run the command in this process, and return what it printed: stdout if it succeeded, else stderr."""
-    result = RUNNER.invoke(app, list(arguments), input=stdin)
-    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
-    return result.stdout if code == 0 else result.stderr
-
-
-def fails(*arguments: str, stdin: str | bytes = "") -> str:
-    """Run the command, which must fail with one line on stderr; return that line."""
-    line = run(*arguments, stdin=stdin, code=1)
-    assert line.startswith("error: ")
-    assert line.count("\n") == 1
-    return line.strip()
 
 
 def command(*arguments: str) -> list[str]:
@@ -466,75 +422,6 @@ def test_wrong_usage_exits_with_2_and_prints_nothing_to_stdout(arguments: list[s
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr
-
-
-# --------------------------------------------------------------------------------------------------- search
-
-
-def test_search_answers_each_query_from_the_folder() -> None:
-    Path("docs").mkdir()
-    Path("docs/a.md").write_text("# Sorting\n\nsort a list in place\n\n# Other\n\nopen a socket\n")
-    Path("docs/b.bin.txt").write_bytes(b"\0\1")
-    result = RUNNER.invoke(app, ["search", "sort a list", "open a socket", "--folder", "docs", "--json"])
-    assert result.exit_code == 0
-    first, second = json.loads(result.stdout)
-    assert first["query"] == "sort a list"
-    assert first["hits"][0]["source"] == "a.md:2"
-    assert second["hits"][0]["text"] == "open a socket"
-    assert first["hits"][0].keys() == {"rank", "relevance_score", "retrieval_score", "source", "title", "text"}
-    assert "skipped 1 file(s): binary" in result.stderr
-
-
-def test_search_prints_a_table_per_query() -> None:
-    Path("a.md").write_text("# Sorting\n\nsort a list in place\n")
-    printed = run("search", "sort a list", "--folder", ".")
-    for expected in ("sort a list", "rank", "relevance score", "retrieval score", "a.md:2", "sort a list in place"):
-        assert expected in printed
-
-
-def test_search_without_reranker_keeps_the_order_of_retrieval(loads: Loads) -> None:
-    Path("a.md").write_text("# Sorting\n\nsort a list in place\n")
-    hits = json.loads(run("search", "sort", "--folder", ".", "--reranker", "none", "--json"))[0]["hits"]
-    assert hits[0]["relevance_score"] is None
-    assert [model for model, _ in loads.asked] == ["demo"]
-
-
-@pytest.mark.parametrize(
-    ("model", "reranker"), [("demo", "demo"), ("4B", "4B"), ("Qwen/Qwen3-Embedding-8B", "8B")], ids=str
-)
-def test_search_takes_the_reranker_that_goes_with_the_embedder(model: str, reranker: str, loads: Loads) -> None:
-    Path("a.txt").write_text("text")
-    run("search", "x", "--folder", ".", "--model", model)
-    assert [name for name, _ in loads.asked] == [model, reranker]
-
-
-def test_search_asks_for_the_reranker_of_an_unknown_model() -> None:
-    Path("a.txt").write_text("text")
-    assert "--reranker" in fails("search", "x", "--folder", ".", "--model", "someone/else")
-
-
-def test_search_in_an_empty_or_missing_folder_says_so() -> None:
-    assert "there is no text to search in" in fails("search", "x", "--folder", ".")
-    assert fails("search", "x", "--folder", "gone") == "error: gone: No such file or directory"
-
-
-def test_search_without_a_folder_searches_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    documents = [Document("shutil.rmtree", "Recursively delete a directory tree.")]
-    monkeypatch.setattr("qwen_retrieval.search.standard_library", lambda: iter(documents))
-    (result,) = json.loads(run("search", "delete a directory tree", "--json"))
-    assert result["hits"][0]["source"] == "shutil.rmtree"
-    assert any(hit["source"].startswith("README.md") for hit in result["hits"])
-
-
-def test_quickstart_answers_every_question_with_a_table(monkeypatch: pytest.MonkeyPatch, loads: Loads) -> None:
-    documents = [Document("shutil.rmtree", "Recursively delete a directory tree.")]
-    monkeypatch.setattr("qwen_retrieval.search.standard_library", lambda: iter(documents))
-    printed = run("quickstart", "--model", "0.6B")
-    assert len(QUESTIONS) >= 5
-    for question in QUESTIONS:
-        assert question in printed
-    assert printed.count("retrieval score") == len(QUESTIONS)
-    assert [model for model, _ in loads.asked] == ["0.6B", "0.6B"]
 
 
 # ----------------------------------------------------------------------------------------- info and explain

@@ -9,9 +9,11 @@ import typer
 from qwen_retrieval import __version__
 
 from . import guard
+from .collection import collection
 from .embed import embed
 from .explain import explain
 from .info import info
+from .ingest import ingest
 from .quickstart import quickstart
 from .rerank import rerank
 from .search import search
@@ -19,7 +21,8 @@ from .search import search
 app = typer.Typer(
     name="qwen-retrieval",
     help="Embed, rerank and search with Qwen3-Embedding and Qwen3-Reranker.",
-    epilog="Exit codes: 0 done, 1 error (one line on stderr), 2 wrong usage, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 error (one line on stderr), 2 wrong usage, 3 done but for records that failed, "
+    "130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +47,7 @@ def _before_any_command(
     guard.show_tracebacks(debug)
 
 
-for _command in (embed, rerank, search, quickstart, info, explain):
+for _command in (embed, rerank, ingest, search, collection, quickstart, info, explain):
     app.command()(guard.command(_command))
 
 

@@ -3,6 +3,7 @@
 0    done
 1    an expected error: one line on stderr, the traceback only with ``--debug``
 2    wrong usage (typer's own)
+3    done, but for some records that could not be ingested
 130  interrupted with Ctrl-C;  143 terminated;  141 the reader of the output went away
 """
 
@@ -19,7 +20,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import Any, TextIO
 
@@ -28,9 +29,8 @@ import typer
 from qwen_retrieval.errors import QwenRetrievalError
 
 from .display import note
-from .options import LoadOptions
 
-ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 130, 141, 143
+ERROR, INCOMPLETE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 3, 130, 141, 143
 EXPECTED = (QwenRetrievalError, ValueError, OSError)
 
 _debug = False
@@ -45,21 +45,22 @@ def show_tracebacks(wanted: bool) -> None:
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a subcommand of `function`.
 
-    A parameter annotated `LoadOptions` becomes one option per field; errors become exit codes.
+    A parameter annotated with a dataclass, such as `LoadOptions`, becomes one option per field; errors become exit
+    codes.
     """
     hints = typing.get_type_hints(function, include_extras=True)
-    shared = next((name for name, hint in hints.items() if hint is LoadOptions), None)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
 
     @functools.wraps(function)
     def run(**given: Any) -> None:  # noqa: ANN401 - typer has checked them
-        if shared is not None:
-            given[shared] = LoadOptions(**{field.name: given.pop(field.name) for field in fields(LoadOptions)})
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         with exit_codes():
             function(**given)
 
     parameters = [p.replace(annotation=hints[p.name]) for p in inspect.signature(function).parameters.values()]
-    own = [parameter for parameter in parameters if parameter.name != shared]
-    added = _load_parameters() if shared is not None else []
+    own = [parameter for parameter in parameters if parameter.name not in groups]
+    added = [parameter for group in groups.values() for parameter in _parameters(group)]
     run.__signature__ = inspect.Signature(own + added)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in own + added}
     del run.__wrapped__  # typer would read the signature from there
@@ -97,13 +98,14 @@ def describe(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _load_parameters() -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(LoadOptions, include_extras=True)
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    """One keyword parameter per field of a dataclass."""
+    hints = typing.get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
-        for field in fields(LoadOptions)
+        for field in fields(group)
     ]
 
 

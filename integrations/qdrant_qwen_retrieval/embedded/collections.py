@@ -1,0 +1,400 @@
+"""Collections and aliases: the part of the backend that a server keeps beside its shards."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from qdrant_client import models
+
+from qdrant_qwen_retrieval.embedded.backend import EdgeBase, Json, done, jsonable
+from qdrant_qwen_retrieval.embedded.folder import StoreFolder
+from qdrant_qwen_retrieval.embedded.requests import check_options, plain
+
+FORBIDDEN = '<>:"/\\|?*\0\x1f'  # in names, by the server; source: INVALID_NAME_CHARS in qdrant-client 1.20
+MAX_NAME = 255
+MAX_SIZE = 65_536
+DEFAULT_HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
+DEFAULT_OPTIMIZERS = {"default_segment_number": 0, "flush_interval_sec": 5, "indexing_threshold": 10_000}
+DEFAULT_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0}
+PARAMS = (
+    "vectors",
+    "sparse_vectors",
+    "shard_number",
+    "replication_factor",
+    "write_consistency_factor",
+    "on_disk_payload",
+    "payload",
+    "id_tracker",
+)
+
+
+class CollectionsMixin(EdgeBase):
+    """Creates, describes, changes and deletes collections."""
+
+    def create_collection(
+        self,
+        collection_name: str,
+        vectors_config: Any = None,  # noqa: ANN401 - params, or params by name
+        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,  # noqa: ANN401 - checked by the model of the request
+    ) -> bool:
+        """Makes an empty collection.
+
+        Args:
+            collection_name: By the server's rules: no ``< > : " / \\ | ? *``, at most 255 characters.
+            vectors_config: Dense vectors: one without a name, or several by name.
+            sparse_vectors_config: Sparse vectors by name.
+            metadata: JSON to keep with it.
+            options: The other settings of a server. `shard_number`, `replication_factor`, `write_consistency_factor` and
+                `wal_config` are recorded, for the day it moves to a server, and change nothing here.
+
+        Returns:
+            True.
+
+        Raises:
+            ValueError: The name is taken or not allowed, or a setting is wrong.
+            NotImplementedError: A setting would change results, and the embedded engine does not have it.
+        """
+        timeout = options.pop("timeout", None)
+        check_options("create_collection", {"timeout": timeout})
+        request = {"vectors": vectors_config, "sparse_vectors": sparse_vectors_config, **options}
+        settings = _validated(models.CreateCollection, request)
+        _check_settings(settings)
+        if metadata is not None:
+            settings["metadata"] = jsonable(metadata)
+        folder = self._opened().folder
+        with folder.lock:
+            _check_new_name(collection_name, folder)
+            folder.prepare(collection_name)
+            self._opened().engine.call("create", shard=folder.shard(collection_name), config=settings)
+            folder.write(collection_name, settings)
+        return True
+
+    def recreate_collection(self, collection_name: str, vectors_config: Any = None, **options: Any) -> bool:  # noqa: ANN401
+        """Deletes a collection if it exists, and makes it again."""
+        self.delete_collection(collection_name)
+        return self.create_collection(collection_name, vectors_config, **options)
+
+    def delete_collection(self, collection_name: str, **options: object) -> bool:
+        """Deletes a collection with its points and aliases; False if there is none of this name."""
+        check_options("delete_collection", options)
+        store = self._opened()
+        with store.folder.lock:
+            if collection_name not in store.folder.settings:
+                return False
+            store.engine.call("close", shard=store.folder.shard(collection_name))
+            store.folder.delete(collection_name)
+        return True
+
+    def update_collection(
+        self,
+        collection_name: str,
+        optimizers_config: models.OptimizersConfigDiff | None = None,
+        collection_params: models.CollectionParamsDiff | None = None,
+        vectors_config: Mapping[str, models.VectorParamsDiff] | None = None,
+        hnsw_config: models.HnswConfigDiff | None = None,
+        quantization_config: Any = None,  # noqa: ANN401
+        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        strict_mode_config: models.StrictModeConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **options: object,
+    ) -> bool:
+        """Changes settings; those of graphs and compressed vectors take effect with the next `optimize`.
+
+        Args:
+            collection_name: The collection.
+            optimizers_config: Merged with what it has, as are `hnsw_config` and `vectors_config`.
+            collection_params: `on_disk_payload`, `payload` and `id_tracker`; the others are recorded.
+            vectors_config: By the name of the vector, "" for the one without.
+            hnsw_config: Of the graph.
+            quantization_config: Replaces the one it has.
+            sparse_vectors_config: By the name of the vector.
+            strict_mode_config: Not here.
+            metadata: Its keys are added to those that are there; a key with None is removed.
+            options: `timeout` changes nothing.
+
+        Raises:
+            ValueError: There is no such collection or vector.
+            NotImplementedError: Strict mode, or turning quantization off.
+        """
+        check_options("update_collection", options)
+        request = {
+            "optimizers_config": optimizers_config,
+            "params": collection_params,
+            "vectors": vectors_config,
+            "hnsw_config": hnsw_config,
+            "quantization_config": quantization_config,
+            "sparse_vectors": sparse_vectors_config,
+            "strict_mode_config": strict_mode_config,
+        }
+        changes = _validated(models.UpdateCollection, request)
+        store = self._opened()
+        with store.folder.lock:
+            name = store.folder.resolve(collection_name)
+            settings = _merged(store.folder.settings[name], changes)
+            if changes:
+                store.engine.call("configure", shard=store.folder.shard(name), config=settings)
+            if metadata is not None:
+                settings["metadata"] = _merged_metadata(settings.get("metadata"), jsonable(metadata))
+            store.folder.write(name, settings)
+        return True
+
+    def get_collection(self, collection_name: str, **options: object) -> models.CollectionInfo:
+        """What is in a collection, and its settings."""
+        check_options("get_collection", options)
+        settings = self._settings(collection_name)
+        reply, _ = self._call("info", collection_name)
+        recorded = settings.get("payload_schema", {})
+        schema = {
+            name: models.PayloadIndexInfo(params=recorded.get(name), **index)
+            for name, index in reply.pop("payload_schema").items()
+        }
+        return models.CollectionInfo(
+            status=models.CollectionStatus.GREEN,  # nothing runs by itself, and everything can be found
+            optimizer_status=models.OptimizersStatusOneOf.OK,
+            config=_config(settings),
+            payload_schema=schema,
+            **reply,
+        )
+
+    def get_collections(self, **options: object) -> models.CollectionsResponse:
+        """The names of all collections."""
+        check_options("get_collections", options)
+        names = list(self._opened().folder.settings)
+        return models.CollectionsResponse(collections=[models.CollectionDescription(name=name) for name in names])
+
+    def collection_exists(self, collection_name: str, **options: object) -> bool:
+        """Whether there is a collection or an alias of this name."""
+        check_options("collection_exists", options)
+        folder = self._opened().folder
+        return folder.aliases.get(collection_name, collection_name) in folder.settings
+
+    def update_collection_aliases(self, change_aliases_operations: Sequence[Any], **options: object) -> bool:
+        """Creates, renames and deletes aliases, all of them or, if one is wrong, none."""
+        check_options("update_collection_aliases", options)
+        folder = self._opened().folder
+        with folder.lock:
+            aliases = dict(folder.aliases)
+            for operation in change_aliases_operations:
+                _apply_alias(operation, aliases, folder)
+            folder.write_aliases(aliases)
+        return True
+
+    def get_collection_aliases(self, collection_name: str, **options: object) -> models.CollectionsAliasesResponse:
+        """The aliases of a collection."""
+        every = self.get_aliases(**options).aliases
+        return models.CollectionsAliasesResponse(aliases=[a for a in every if a.collection_name == collection_name])
+
+    def get_aliases(self, **options: object) -> models.CollectionsAliasesResponse:
+        """All aliases."""
+        check_options("get_aliases", options)
+        aliases = self._opened().folder.aliases.items()
+        return models.CollectionsAliasesResponse(
+            aliases=[models.AliasDescription(alias_name=alias, collection_name=name) for alias, name in aliases]
+        )
+
+    def create_vector_name(
+        self,
+        collection_name: str,
+        vector_name: str,
+        vector_name_config: Any,  # noqa: ANN401
+        **options: object,
+    ) -> models.UpdateResult:
+        """Adds a named vector, which the points do not have yet."""
+        check_options("create_vector_name", options)
+        config = plain(vector_name_config)
+        kind = "dense" if "dense" in config else "sparse"
+        _check_vector_name(vector_name, kind)
+        folder = self._opened().folder
+        with folder.lock:
+            name = folder.resolve(collection_name)
+            settings = folder.settings[name]
+            if vector_name in _named(settings.get("vectors")) or vector_name in settings.get("sparse_vectors", {}):
+                raise ValueError(f"collection {name} has a vector {vector_name!r}")
+            params = config[kind]
+            self._call("create_vector", name, name=vector_name, kind=kind, params=params)
+            key = "vectors" if kind == "dense" else "sparse_vectors"
+            recorded = params if kind == "dense" else _sparse_settings(params)
+            folder.write(name, {**settings, key: {**_named(settings.get(key)), vector_name: recorded}})
+        return done()
+
+    def delete_vector_name(self, collection_name: str, vector_name: str, **options: object) -> models.UpdateResult:
+        """Removes a named vector from the collection and all its points."""
+        check_options("delete_vector_name", options)
+        folder = self._opened().folder
+        with folder.lock:
+            name = folder.resolve(collection_name)
+            settings = dict(folder.settings[name])
+            self._call("delete_vector", name, name=vector_name)
+            for key in ("vectors", "sparse_vectors"):
+                if key in settings:
+                    settings[key] = {k: v for k, v in _named(settings[key]).items() if k != vector_name}
+            folder.write(name, settings)
+        return done()
+
+    def info(self) -> models.VersionInfo:
+        """The version of the engine."""
+        version = importlib.metadata.version("qdrant-edge-py")
+        return models.VersionInfo(title="qdrant-edge", version=version, commit=None)
+
+    def optimize(self, collection_name: str) -> bool:
+        """Builds graphs and compressed vectors as the settings say; other threads of this program go on.
+
+        Without it every search compares with every vector, which is exact and fast enough up to about 100 thousand
+        points. Other calls to the same store wait until it ends: about half a minute for 20 thousand vectors of
+        1024 dimensions on two cores.
+
+        Returns:
+            Whether there was anything to build.
+        """
+        reply, _ = self._call("optimize", collection_name)
+        return bool(reply["changed"])
+
+    def flush(self, collection_name: str) -> None:
+        """Writes everything to the disk and cuts the log, also for the case that the power fails."""
+        self._call("flush", collection_name)
+
+
+def _validated(kind: type[BaseModel], request: Mapping[str, Any]) -> Json:
+    """Settings as REST would take them; unknown ones are refused by the model."""
+    given = {name: plain_nested(value) for name, value in request.items() if value is not None}
+    value: Json = plain(kind(**given))
+    return value
+
+
+def plain_nested(value: Any) -> Any:  # noqa: ANN401
+    """Models, and models by name, as JSON."""
+    return {name: plain(item) for name, item in value.items()} if isinstance(value, Mapping) else plain(value)
+
+
+def _named(vectors: Json | None) -> Json:
+    """Dense vectors by name; one without a name is under ""."""
+    if not vectors:
+        return {}
+    return {"": vectors} if "size" in vectors else dict(vectors)
+
+
+def _sparse_settings(params: Json) -> Json:
+    """Settings of a vector that is added, as they are written for one that is there from the start."""
+    index = {key: value for key, value in params.items() if key == "datatype"}
+    return {**{key: value for key, value in params.items() if key == "modifier"}, **({"index": index} if index else {})}
+
+
+def _check_settings(settings: Json) -> None:
+    for name, params in _named(settings.get("vectors")).items():
+        _check_vector_name(name, "dense")
+        if not 1 <= params["size"] <= MAX_SIZE:
+            raise ValueError(f"Vector size {params['size']} is invalid. Must be from 1 to {MAX_SIZE}.")
+    for name in settings.get("sparse_vectors") or ():
+        _check_vector_name(name, "sparse")
+    if settings.get("sharding_method") == "custom":
+        raise NotImplementedError("an embedded store has no shard keys; use a Qdrant server for sharding_method=custom")
+    if (settings.get("strict_mode_config") or {}).get("enabled"):
+        raise NotImplementedError("an embedded store has no strict mode; use a Qdrant server for strict_mode_config")
+
+
+def _check_vector_name(name: str, kind: str) -> None:
+    if name in (".", "..") or set(name) & set(FORBIDDEN) or len(name.encode()) > 200 or (kind == "sparse" and not name):
+        raise ValueError(f"Invalid {kind} vector name {name!r}: by the server's rules it is not allowed")
+
+
+def _check_new_name(name: str, folder: StoreFolder) -> None:
+    bad = sorted(set(name) & set(FORBIDDEN))
+    if bad:
+        raise ValueError(f"Collection name cannot contain {bad[0]!r} char")
+    if name in ("", ".", "..") or len(name) > MAX_NAME:
+        raise ValueError(f"Collection name cannot be {name[:MAX_NAME]!r}: it is empty, dots, or too long")
+    if name in folder.settings:
+        raise ValueError(f"Collection {name} already exists")
+    if name in folder.aliases:
+        raise ValueError(f"Alias {name} already exists")
+
+
+def _merged(settings: Json, changes: Json) -> Json:
+    """Settings with changes, as the server merges them."""
+    if "strict_mode_config" in changes:
+        raise NotImplementedError("an embedded store has no strict mode; use a Qdrant server for strict_mode_config")
+    merged = {**settings, **changes.get("params", {})}
+    for name in ("hnsw_config", "optimizers_config"):
+        if name in changes:
+            merged[name] = {**settings.get(name, {}), **changes[name]}
+    for name in ("vectors", "sparse_vectors"):
+        if name in changes:
+            merged[name] = _merged_vectors(settings.get(name), changes[name])
+    if "quantization_config" in changes:
+        merged["quantization_config"] = _quantization(changes["quantization_config"])
+    return merged
+
+
+def _merged_vectors(vectors: Json | None, changes: Json) -> Json:
+    named = _named(vectors)
+    for name, change in changes.items():
+        if name not in named:
+            raise ValueError(f"Wrong input: Not existing vector name error: {name}")
+        if "quantization_config" in change:
+            _quantization(change["quantization_config"])
+        hnsw = {**named[name].get("hnsw_config", {}), **change.get("hnsw_config", {})}
+        named[name] = {**named[name], **change, **({"hnsw_config": hnsw} if hnsw else {})}
+    return named[""] if vectors is not None and "size" in vectors else named
+
+
+def _quantization(value: Any) -> Any:  # noqa: ANN401
+    if value == models.Disabled.DISABLED.value:
+        raise NotImplementedError(
+            "the embedded engine cannot turn quantization off; create another collection, or search with "
+            "models.QuantizationSearchParams(ignore=True)"
+        )
+    return value
+
+
+def _merged_metadata(old: Json | None, new: Json) -> Json:
+    merged = {**(old or {}), **new}
+    return {key: value for key, value in merged.items() if new.get(key, value) is not None or key not in new}
+
+
+def _config(settings: Json) -> models.CollectionConfig:
+    params = {name: settings[name] for name in PARAMS if name in settings}
+    return models.CollectionConfig(
+        params=models.CollectionParams(**params),
+        hnsw_config=models.HnswConfig(**{**DEFAULT_HNSW, **settings.get("hnsw_config", {})}),
+        optimizer_config=models.OptimizersConfig(**{**DEFAULT_OPTIMIZERS, **_optimizers(settings)}),
+        wal_config=models.WalConfig(**{**DEFAULT_WAL, **settings.get("wal_config", {})}),
+        quantization_config=settings.get("quantization_config"),
+        metadata=settings.get("metadata"),
+    )
+
+
+def _optimizers(settings: Json) -> Json:
+    given = dict(settings.get("optimizers_config", {}))
+    if not isinstance(given.get("max_optimization_threads", 0), int):
+        del given["max_optimization_threads"]  # "auto"
+    return given
+
+
+def _apply_alias(operation: Any, aliases: dict[str, str], folder: StoreFolder) -> None:  # noqa: ANN401
+    """One change of aliases, with the errors of local mode."""
+    if isinstance(operation, models.CreateAliasOperation):
+        create = operation.create_alias
+        if create.collection_name not in folder.settings:
+            raise ValueError(f"Collection {create.collection_name} not found")
+        _check_alias(create.alias_name, folder)
+        aliases[create.alias_name] = create.collection_name
+    elif isinstance(operation, models.DeleteAliasOperation):
+        aliases.pop(operation.delete_alias.alias_name, None)
+    elif isinstance(operation, models.RenameAliasOperation):
+        rename = operation.rename_alias
+        _check_alias(rename.new_alias_name, folder)
+        if rename.old_alias_name not in aliases:
+            raise ValueError(f"Alias {rename.old_alias_name} does not exist")
+        aliases[rename.new_alias_name] = aliases.pop(rename.old_alias_name)
+    else:
+        raise TypeError(f"{type(operation).__name__} is no alias operation")
+
+
+def _check_alias(name: str, folder: StoreFolder) -> None:
+    if name in folder.settings:
+        raise ValueError(f"Collection {name} already exists")

@@ -1,0 +1,116 @@
+"""The engine's process: takes the lock of the store, then answers messages until the pipe closes."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .wire import Words, encode, receive, send
+
+if TYPE_CHECKING:
+    from .shards import Shards
+
+LOCK_NAME = ".lock"
+RETRY_SECONDS = 0.05
+
+
+def main(root: str, patience: str) -> None:
+    """Serves one store over standard input and output, which nothing else may use.
+
+    Args:
+        root: The folder of the store; must exist.
+        patience: Seconds to wait for a lock that another process holds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
+    requests, replies = _private_pipes()
+    lock = _lock(Path(root) / LOCK_NAME, float(patience))
+    if lock is None:
+        send(replies, encode({"error": "locked", "message": ""}))
+        return
+    with lock:
+        _serve(Path(root), requests, replies)
+
+
+def _private_pipes() -> tuple[io.FileIO, io.FileIO]:
+    """The pipes to the parent; what anybody prints goes to standard error from here on."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return io.FileIO(requests, "rb"), io.FileIO(replies, "wb")
+
+
+def _lock(path: Path, patience: float) -> IO[str] | None:
+    """The store's lock, or None if somebody else keeps it; the system frees it when this process ends."""
+    file = path.open("a+", encoding="utf-8")
+    end = time.monotonic() + patience
+    while not _try_lock(file):
+        if time.monotonic() > end:
+            file.close()
+            return None
+        time.sleep(RETRY_SECONDS)
+    return file
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _serve(root: Path, requests: io.FileIO, replies: io.FileIO) -> None:
+    from .shards import Shards  # loads the engine, once the lock is taken
+
+    shards = Shards(root)
+    try:
+        send(replies, encode({"ready": True}))
+        asked = _answer(shards, requests, replies)
+    finally:
+        shards.close()
+    if asked:
+        send(replies, encode({"stopped": True}))
+
+
+def _answer(shards: Shards, requests: io.FileIO, replies: io.FileIO) -> bool:
+    """Answers until the parent asks to stop (True) or is gone (False)."""
+    while True:
+        try:
+            request, words = receive(requests)
+            if request["op"] == "stop":
+                return True
+            send(replies, _reply(shards, request, words))
+        except (EOFError, BrokenPipeError):
+            return False
+
+
+def _reply(shards: Shards, request: dict[str, Any], words: Words) -> list[bytes]:
+    try:
+        reply, packer = shards.handle(request, words)
+        return encode(reply, packer)
+    except Exception as error:
+        return encode({"error": _kind(error), "message": str(error)})
+
+
+def _kind(error: Exception) -> str:
+    """What the parent raises for it. qdrant_edge raises bare `Exception`, with the text of the server."""
+    if isinstance(error, NotImplementedError):
+        return "not implemented"
+    if isinstance(error, ValueError | TypeError | KeyError | OverflowError):
+        return "input"
+    return "engine" if str(error).startswith("Service ") else "input"

@@ -1,0 +1,206 @@
+"""The engine's process, seen from the program that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from qdrant_qwen_retrieval.embedded.edge_process.wire import Packer, RawPipe, Words, encode, receive, send
+from qwen_retrieval.errors import MissingDependencyError, StoreError, StoreLockedError
+
+LOCK_PATIENCE = 5.0  # seconds: the engine of a program that was killed may still be closing its files
+STOP_PATIENCE = 60.0  # seconds to write everything to a slow disk
+PIPE_BYTES = 1 << 20  # the most that Linux gives to an ordinary user; fewer switches between the processes
+BOOT = """
+import json, sys
+path, root, patience = sys.argv[1:]
+sys.path[:] = json.loads(path)
+from edge_process.serve import main
+main(root, patience)
+"""
+"""Started without `site` and under a name of its own, so that it loads numpy and the engine and nothing else."""
+
+
+class EngineProcess:
+    """One process that has a store open, and the pipes to it. One request at a time, from any thread.
+
+    A call that is interrupted, such as by Ctrl-C, leaves half a message in a pipe: the process is ended, and the next
+    call starts another. What it had acknowledged is in its log. A process that dies by itself is not replaced, since
+    that may hide a lack of memory or a damaged disk.
+
+    Args:
+        root: The folder of the store; must exist.
+
+    Raises:
+        StoreLockedError: Another process has it open.
+        MissingDependencyError: qdrant-edge is not installed.
+        StoreError: The process cannot be started.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._failure: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        with self._lock:
+            self._start()
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls can still succeed."""
+        return self._failure is None
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number; None if it is not running."""
+        return None if self._process is None else self._process.pid
+
+    def call(self, op: str, packer: Packer | None = None, /, **arguments: Any) -> tuple[dict[str, Any], Words]:  # noqa: ANN401
+        """Asks for one operation and waits for its end.
+
+        Args:
+            op: The operation.
+            packer: The numbers that `arguments` refer to.
+            arguments: JSON values; None is left out.
+
+        Returns:
+            The answer, and the numbers it refers to.
+
+        Raises:
+            ValueError: The engine refuses what was asked.
+            NotImplementedError: It cannot do it.
+            StoreError: The store is closed, was opened before a fork, or its process has died.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        parts = encode({"op": op, **given}, packer)  # before the lock: other threads may use the engine meanwhile
+        with self._lock:
+            self._check()
+            if self._process is None:
+                self._start()
+            reply, words = self._exchange(op, parts)
+        if "error" in reply:
+            _raise(reply)
+        return reply, words
+
+    def stop(self) -> None:
+        """Ends the process after it has written everything. Again, it does nothing.
+
+        Raises:
+            StoreError: It did not say that it could.
+        """
+        with self._lock:
+            usable, self._failure = self.usable, self._failure or "the store is closed; open it again"
+            if self._process is None or not usable:
+                return
+            try:
+                reply, _ = self._exchange("stop", encode({"op": "stop"}))
+            finally:
+                self._end(STOP_PATIENCE)
+            if "stopped" not in reply:
+                raise StoreError(f"the engine of {self._root} did not close the store; its messages say why")
+
+    def abandon(self) -> None:
+        """In a process that was forked: the engine belongs to the other one."""
+        self._lock = threading.Lock()  # another thread may have held it when this process was made
+        self._failure = (
+            f"the store {self._root} was opened by process {self._owner}, and this is a fork of it, {os.getpid()}; "
+            "only one process at a time can use an embedded store: open it after the fork, or use a Qdrant server"
+        )
+        if self._process is not None:
+            for pipe in self._pipes():
+                cast(Any, pipe).close()
+            self._process.returncode = 0  # not this process's child: nothing to wait for
+            self._process = None
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise StoreError(self._failure)
+
+    def _start(self) -> None:
+        folder = str(Path(__file__).parent)
+        path = [entry for entry in sys.path if entry] + [folder]
+        import json
+
+        command = [sys.executable, "-I", "-S", "-c", BOOT, json.dumps(path), str(self._root), str(LOCK_PATIENCE)]
+        try:
+            # A session of its own: a terminal's Ctrl-C must not end it in the middle of a write.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+            )
+        except OSError as error:
+            raise StoreError(f"cannot start {sys.executable!r} for the embedded engine: {error}") from error
+        self._widen_pipes()
+        reply, _ = self._exchange("start", [])
+        if "error" in reply:
+            self._end(STOP_PATIENCE)
+            _refuse(reply, self._root)
+
+    def _exchange(self, op: str, parts: list[bytes]) -> tuple[dict[str, Any], Words]:
+        requests, replies = self._pipes()
+        try:
+            send(requests, parts)
+            return receive(replies)
+        except (OSError, EOFError):
+            self._died(op)
+        except BaseException:  # interrupted: the rest of the answer would be taken for that of the next call
+            self._end(0)
+            raise
+
+    def _pipes(self) -> tuple[RawPipe, RawPipe]:
+        assert self._process is not None
+        return cast(tuple[RawPipe, RawPipe], (self._process.stdin, self._process.stdout))
+
+    def _widen_pipes(self) -> None:
+        if sys.platform == "linux":
+            import fcntl
+
+            for pipe in self._pipes():
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(cast(Any, pipe), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def _died(self, op: str) -> NoReturn:
+        code = self._end(STOP_PATIENCE)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}; its messages say why"
+        self._failure = (
+            f"the engine's process of {self._root} {how}, during {op!r}; "
+            "everything it had acknowledged is in its log: open the store again"
+        )
+        raise StoreError(self._failure)
+
+    def _end(self, patience: float) -> int:
+        """Closes the pipes, on which the process ends by itself, and waits; kills it when patience is over."""
+        process, self._process = self._process, None
+        assert process is not None
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        try:
+            return process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def _raise(reply: Mapping[str, Any]) -> NoReturn:
+    message = reply["message"]
+    if reply["error"] == "not implemented":
+        raise NotImplementedError(message)
+    if reply["error"] == "input":
+        raise ValueError(message)
+    raise StoreError(f"the embedded engine failed: {message}")
+
+
+def _refuse(reply: Mapping[str, Any], root: Path) -> NoReturn:
+    if reply["error"] == "locked":
+        raise StoreLockedError(
+            f"another process has the store {root} open; close it there first: an embedded store serves one process "
+            "at a time. For several, run a Qdrant server and pass its url"
+        )
+    raise MissingDependencyError("qdrant_edge", "qdrant")

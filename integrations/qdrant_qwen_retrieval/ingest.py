@@ -1,0 +1,216 @@
+"""Ingestion: from records to a collection that holds them, each exactly once.
+
+    source -> records -> chunks -> batches      the caller's thread
+    look up -> embed -> write                   a few threads, a batch each
+    vanished records, count                     the caller's thread
+
+Reading waits while enough batches are under way, so that memory stays the same however long the source is. What is
+written is acknowledged before it counts, in an order that lets the next run repair what this one could not complete.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from contextvars import copy_context
+from pathlib import Path
+
+from qdrant_qwen_retrieval.batches import Batch, Reader
+from qdrant_qwen_retrieval.collection import Collection
+from qdrant_qwen_retrieval.dead_letter import DeadLetter
+from qdrant_qwen_retrieval.processing import Processor
+from qdrant_qwen_retrieval.reconciliation import IngestWarning, Reconciliation
+from qdrant_qwen_retrieval.report import IngestReport, OnProgress
+from qdrant_qwen_retrieval.rows import RecordSource
+from qdrant_qwen_retrieval.seen import Seen
+from qdrant_qwen_retrieval.splitting import Splitter
+from qdrant_qwen_retrieval.tally import Tally
+from qdrant_qwen_retrieval.upload import Uploader
+from qwen_retrieval import Embedder
+from qwen_retrieval.errors import IngestError
+from qwen_retrieval.usage import track_usage
+
+IN_FLIGHT_CHARACTERS = 8_000_000
+"""Characters of all batches under way at most, unless one batch alone has more."""
+
+
+def run(
+    collection: Collection,
+    embedder: Embedder,
+    source: RecordSource,
+    *,
+    splitter: Splitter | None,
+    delete_missing: bool,
+    dead_letter: Path | None,
+    on_progress: OnProgress | None,
+    dry_run: bool,
+    batch_size: int,
+    workers: int,
+) -> IngestReport:
+    """Ingest records: embed and store what is new or changed, and leave alone what is there already.
+
+    If the run ends early, for whatever reason, what it has written stays, and the next one goes on from there.
+
+    Args:
+        collection: Where to; made with the first record, if it does not exist.
+        embedder: The model of the collection.
+        source: Records. Read by this thread alone, and not further ahead than a few batches.
+        splitter: Divides their texts; None for one chunk each. Records with chunks keep them.
+        delete_missing: Delete records of the collection that are not in the source. Those that failed count as being
+            in it. Nothing is deleted, with an `IngestWarning`, if the source is empty or has rows that could not be
+            read and might have been any record.
+        dead_letter: A JSONL file to append failed records to; see `DeadLetter`. A dry run writes none.
+        on_progress: Told after each batch. What it raises ends the run.
+        dry_run: Write nothing, embed nothing, and report what would be done. Inputs that only the model or the store
+            would refuse are not found.
+        batch_size: Chunks looked up, embedded and written together.
+        workers: Threads that do so.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: `batch_size` or `workers` is below 1, or the dead letter file cannot be written.
+        IngestError: The store cannot be used, or it does not hold what it has acknowledged. Says how far it came.
+        Exception: Whatever source, model and `on_progress` raise, with a note that says how far it came.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, but got {value}")
+    with ExitStack() as stack:
+        letters = stack.enter_context(DeadLetter(None if dry_run else dead_letter))
+        tally = Tally(stack.enter_context(track_usage()), letters, source.total, on_progress)
+        seen = stack.enter_context(Seen())
+        if (close := getattr(source.records, "close", None)) is not None:
+            stack.callback(close)
+        reader = Reader(source, splitter, batch_size, seen, tally)
+        ingestion = _Ingestion(collection, embedder, tally, seen, batch_size=batch_size, dry_run=dry_run)
+        try:
+            points = ingestion.run(reader, workers, delete_missing=delete_missing)
+        except IngestError as error:
+            raise IngestError(f"{error}. {tally.so_far()}") from error
+        except BaseException as error:
+            error.add_note(tally.so_far())
+            raise
+        return tally.report(points=points, dry_run=dry_run)
+
+
+_CALLER = 5  # frames from a warning to whoever called `QdrantIndex.ingest`
+
+
+class _Ended(Exception):
+    """Ends a thread whose work nobody waits for any more."""
+
+
+class _Ingestion:
+    """One run.
+
+    Args:
+        collection: Where to.
+        embedder: The model.
+        tally: Where results are counted.
+        seen: Where records are noted.
+        batch_size: See `run`.
+        dry_run: See `run`.
+    """
+
+    def __init__(
+        self, collection: Collection, embedder: Embedder, tally: Tally, seen: Seen, *, batch_size: int, dry_run: bool
+    ) -> None:
+        self._collection, self._tally, self._dry_run = collection, tally, dry_run
+        self._ended = threading.Event()
+        self._uploader = Uploader(collection, sleep=self._sleep)
+        self._reconciliation = Reconciliation(collection, self._uploader, seen)
+        self._loading = ExitStack()
+        self._lock = threading.Lock()
+        self._is_loading = False
+        self._process = Processor(
+            collection,
+            embedder,
+            self._uploader,
+            tally,
+            seen,
+            batch_size=batch_size,
+            dry_run=dry_run,
+            proceed=self._proceed,
+            prepare=self._load,
+        )
+
+    def run(self, reader: Reader, workers: int, *, delete_missing: bool) -> int:
+        """All of it. Returns how many points the collection has at the end."""
+        before = self._collection.count()  # at once and unasked again: a wrong address should not take minutes to tell
+        with self._loading:
+            self._work(reader, workers)
+        if delete_missing and self._may_delete(reader, before):
+            missing = self._reconciliation.count_missing if self._dry_run else self._reconciliation.delete_missing
+            self._tally.counts.deleted += missing()
+        expected = before + self._tally.counts.new - self._tally.counts.deleted
+        return expected if self._dry_run else self._reconciliation.verify(expected)
+
+    def _work(self, reader: Reader, workers: int) -> None:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="qwen-retrieval ingest")
+        try:
+            _feed(pool, self._process, self._prepared(reader), workers + 1)
+        except BaseException:
+            self._ended.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        is_first = True
+        for batch in batches:
+            if is_first and not self._dry_run:
+                self._collection.ensure()
+            is_first = False
+            yield batch
+
+    def _proceed(self) -> None:
+        if self._ended.is_set():
+            raise _Ended
+
+    def _sleep(self, seconds: float) -> None:
+        if self._ended.wait(seconds):
+            raise _Ended
+
+    def _load(self) -> None:
+        """Tell the store, once, that many points will come."""
+        with self._lock:
+            if not self._is_loading:
+                self._loading.enter_context(self._collection.bulk_load())
+                self._is_loading = True
+
+    def _may_delete(self, reader: Reader, before: int) -> bool:
+        reason = None
+        if not self._tally.records and before:
+            reason = "the input is empty; if that is right, delete the collection itself"
+        elif reader.unknown is not None:
+            reason = f"{reader.unknown} could not be read, and might hold any of the records that seem to be missing"
+        if reason is not None:
+            warnings.warn(f"delete_missing has deleted nothing: {reason}", IngestWarning, stacklevel=_CALLER)
+        return reason is None
+
+
+def _feed(pool: ThreadPoolExecutor, process: Callable[[Batch], None], batches: Iterable[Batch], in_flight: int) -> None:
+    """Have all batches processed, reading no further ahead than `in_flight` of them.
+
+    Raises:
+        BaseException: What reading or processing raises.
+    """
+    weights: dict[Future[None], int] = {}
+    for batch in batches:
+        while weights and (len(weights) >= in_flight or sum(weights.values()) + batch.weight > IN_FLIGHT_CHARACTERS):
+            _settle(weights)
+        # In a copy of the caller's context, so that what it counts and traces includes the work of these threads.
+        weights[pool.submit(copy_context().run, process, batch)] = batch.weight
+    while weights:
+        _settle(weights)
+
+
+def _settle(weights: dict[Future[None], int]) -> None:
+    for future in wait(weights, return_when=FIRST_COMPLETED).done:
+        del weights[future]
+        future.result()

@@ -1,0 +1,563 @@
+"""The helper against a server, over REST and gRPC, while much goes wrong between the two."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from qdrant_client import QdrantClient, models
+
+from qdrant_qwen_retrieval import QdrantIndex, bulk, ingest
+from qwen_retrieval.errors import CollectionMismatchError, IngestError, StoreError
+from qwen_retrieval.testing import FakeEmbeddingEngine
+from tests.integrations.qdrant_parts import DIMENSIONS, RecordingEngine, make_embedder
+from tests.qdrant_server import Drop, Fault, Late, Lose, Poison, RandomFaults, Reply, Request, Server, serve
+
+SERVER_THRESHOLD = 10_000  # what a server has that nobody has told otherwise
+POINT_OPERATIONS = ("upsert", "retrieve", "delete", "batch_update_points")
+CORPUS = [
+    {
+        "id": f"r{number}",
+        "text": " ".join(f"word{number + place} of sentence {place}." for place in range(1 + number % 4)),
+        "year": 2000 + number % 7,
+        "tags": ["even", "odd"][number % 2 :],
+    }
+    for number in range(40)
+]
+
+
+def changed(corpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The next version: new texts, longer and shorter ones, other metadata, some records gone and some new."""
+    found = []
+    for number, record in enumerate(corpus[3:]):
+        longer = {"text": f"{record['text']} More of it. And more."} if number % 5 == 1 else {}
+        shorter = {"text": record["text"][:9]} if number % 5 == 2 else {}
+        other = {"year": 1900} if number % 5 == 3 else {}
+        found.append(record | longer | shorter | other)
+    return [*found, {"id": "new", "text": "A record that was not there."}]
+
+
+@pytest.fixture(params=[False, True], ids=["rest", "grpc"])
+def prefer_grpc(request: pytest.FixtureRequest) -> bool:
+    flag: bool = request.param
+    return flag
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    backend = QdrantClient(":memory:")
+    with serve(backend) as server:
+        yield server
+    backend.close()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were to be waited; nobody waits them."""
+    waits: list[float] = []
+
+    def wait(self: Any, seconds: float) -> None:
+        waits.append(seconds)
+        self._proceed()
+
+    monkeypatch.setattr(ingest._Ingestion, "_sleep", wait)
+    monkeypatch.setattr(bulk._update.retry, "sleep", waits.append)  # type: ignore[attr-defined]
+    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
+    return waits
+
+
+def open_index(
+    server: Server, prefer_grpc: bool, engine: FakeEmbeddingEngine | None = None, **options: Any
+) -> QdrantIndex:
+    address: dict[str, Any] = {"url": server.url, "grpc_port": server.grpc_port, "prefer_grpc": prefer_grpc}
+    return QdrantIndex("test", **({"embedder": make_embedder(engine), "timeout": 10} | address | options))
+
+
+def fill(index: QdrantIndex, corpus: list[dict[str, Any]] = CORPUS, **options: Any) -> Any:
+    return index.ingest(corpus, **({"chunk_size": 30, "batch_size": 16, "workers": 2} | options))
+
+
+def content(client: QdrantClient, name: str = "test") -> dict[str, Any]:
+    """All that is stored: payload and vectors of each point, rounded to what float32 carries."""
+    points, offset = client.scroll(name, limit=100_000, with_vectors=True)
+    assert offset is None
+    assert len({point.id for point in points}) == len(points)
+    return {str(point.id): (point.payload, _rounded(point.vector)) for point in points}
+
+
+def _rounded(vector: Any) -> Any:
+    if isinstance(vector, dict):
+        return {name: _rounded(inner) for name, inner in vector.items()}
+    if isinstance(vector, models.SparseVector):
+        return dict(sorted(zip(vector.indices, _rounded(vector.values), strict=True)))
+    return np.round(np.asarray(vector), 5).tolist()
+
+
+def expected_content(*corpora: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    """What is stored where nothing goes wrong, in memory."""
+    with QdrantIndex("test", embedder=make_embedder(), path=":memory:", **options) as index:
+        for corpus in corpora:
+            fill(index, corpus, delete_missing=True)
+        return content(index.client)
+
+
+def threshold(server: Server, name: str = "test") -> int | None:
+    config = server.store.do("get_collection", name, None, wait=True).config
+    metadata = config.metadata or {}
+    assert list(metadata) == ["qwen_retrieval"], "a load that has ended is still announced"
+    found: int | None = config.optimizer_config.indexing_threshold
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- without faults
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": [8], "hybrid": True, "layout": "universal"}], ids=["plain", "all"])
+def test_what_is_stored_on_a_server_is_what_is_stored_in_memory(
+    server: Server, prefer_grpc: bool, options: dict[str, Any]
+) -> None:
+    with open_index(server, prefer_grpc, **options) as index:
+        first = fill(index, delete_missing=True)
+        again = fill(index, delete_missing=True)
+        report = fill(index, changed(CORPUS), delete_missing=True)
+        assert index.count() == report.points == index.describe().points
+    assert (first.embedded, again.embedded, again.skipped) == (first.points, 0, first.points)
+    assert content(server.store.backend) == expected_content(CORPUS, changed(CORPUS), **options)
+
+
+def test_only_the_chosen_protocol_is_spoken(server: Server, prefer_grpc: bool) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index)
+        index.search("word3")
+        index.describe()
+        index.delete(["r1"])
+    assert {request.transport for request in server.requests} == {"grpc" if prefer_grpc else "rest"}
+
+
+def test_a_request_has_at_most_256_points_and_waits(server: Server, prefer_grpc: bool) -> None:
+    corpus = [{"id": f"r{number}", "text": f"word{number}"} for number in range(600)]
+    with open_index(server, prefer_grpc) as index:
+        fill(index, corpus, batch_size=600)
+    upserts = [request for request in server.requests if request.operation == "upsert"]
+    assert sorted(request.points for request in upserts) == [88, 256, 256]
+    assert all(request.wait for request in upserts)
+
+
+def test_vectors_that_make_a_request_too_large_are_sent_in_several(prefer_grpc: bool) -> None:
+    corpus = [{"id": f"r{number}", "text": f"word{number} " + "x" * 30_000} for number in range(200)]
+    with serve(QdrantClient(":memory:")) as server, open_index(server, prefer_grpc) as index:
+        fill(index, corpus, chunk_size=None, batch_size=256)
+        sizes = [request.size for request in server.requests if request.operation == "upsert"]
+        assert len(sizes) > 1
+        assert max(sizes) < 5_000_000
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one": {"limit": 1},
+    "equal": {"filter": {"year": 2003}},
+    "one of": {"filter": {"tags": ["even"], "year": [2001, 2003, 2005]}},
+    "between": {"filter": {"year": {"gte": 2002, "lt": 2004}}},
+    "not": {"filter": {"tags": {"not": "even"}}},
+    "missing": {"filter": {"absent": None}},
+    "by words": {"hybrid": True},
+    "not by words": {"hybrid": False},
+    "words and filter": {"hybrid": True, "filter": {"year": 2004}},
+    "oversampled": {"hybrid": False, "oversampling": 2.0},
+    "exact": {"exact": True, "hybrid": False},
+    "instruction": {"instruction": "Find the sentence"},
+    "threshold": {"hybrid": False, "score_threshold": 0.6},
+}
+
+
+def test_a_search_on_a_server_finds_what_a_search_in_memory_finds(server: Server, prefer_grpc: bool) -> None:
+    options: dict[str, Any] = {"stages": [8], "hybrid": True}
+    with (
+        open_index(server, prefer_grpc, **options) as remote,
+        QdrantIndex("test", embedder=make_embedder(), path=":memory:", **options) as local,
+    ):
+        fill(remote)
+        fill(local)
+        for name, search in SEARCHES.items():
+            hits = {hit.point_id: (hit.id, hit.text, hit.metadata) for hit in remote.search("word17 of", **search)}
+            found = local.search("word17 of", **search)
+            assert hits == {hit.point_id: (hit.id, hit.text, hit.metadata) for hit in found}, name
+            scores = [hit.retrieval_score for hit in remote.search("word17 of", **search)]
+            np.testing.assert_allclose(scores, [hit.retrieval_score for hit in found], atol=1e-5, err_msg=name)
+            assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("quantization", ["scalar", "turbo4", "turbo2", "binary"])
+def test_a_search_in_codes_oversamples_and_rescores(server: Server, prefer_grpc: bool, quantization: Any) -> None:
+    with open_index(server, prefer_grpc, quantization=quantization) as index:
+        fill(index)
+        server.forget_requests()
+        index.search("word", limit=3)
+        index.search("word", limit=3, oversampling=7)
+        index.search("word", limit=3, exact=True)
+    default, wider, exact = (request.body.params for request in server.requests if request.operation == "query_points")
+    assert default.quantization.rescore is True
+    assert default.quantization.oversampling >= 2
+    assert wider.quantization.oversampling == 7
+    assert (exact.exact, exact.quantization.ignore) == (True, True)
+    vectors = server.store.do("get_collection", "test", None, wait=True).config.params.vectors
+    assert next(iter(vectors.quantization_config.__dict__)) == {"turbo4": "turbo", "turbo2": "turbo"}.get(
+        quantization, quantization
+    )
+
+
+def test_options_of_a_collection_reach_the_server(server: Server, prefer_grpc: bool) -> None:
+    options: dict[str, Any] = {"datatype": "float16", "on_disk": True, "shard_number": 3, "replication_factor": 2}
+    with open_index(server, prefer_grpc, **options, indexed_fields={"year": "integer"}) as index:
+        fill(index)
+        found = index.describe()
+    params = server.store.do("get_collection", "test", None, wait=True).config.params
+    assert (params.shard_number, params.replication_factor, params.on_disk_payload) == (3, 2, True)
+    assert params.vectors.datatype == models.Datatype.FLOAT16
+    assert found.payload_indexes["meta.year"] == "integer"
+    with open_index(server, prefer_grpc) as index:  # no option: what the collection has
+        assert index.describe() == found
+
+
+def test_another_model_and_another_layout_are_refused(server: Server, prefer_grpc: bool) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index)
+    with pytest.raises(CollectionMismatchError, match=r"layout is 'compact', not 'langchain'"):
+        open_index(server, prefer_grpc, layout="langchain")
+    shorter = make_embedder(dimensions=8)
+    with pytest.raises(CollectionMismatchError, match=rf"dimensions is {DIMENSIONS}, not 8"):
+        open_index(server, prefer_grpc, embedder=shorter)
+
+
+def test_a_server_that_keeps_no_metadata_is_refused(prefer_grpc: bool) -> None:
+    with serve(QdrantClient(":memory:"), version="1.15.5") as server, open_index(server, prefer_grpc) as index:
+        with pytest.raises(StoreError, match=r"Qdrant 1\.16 or later"):
+            fill(index)
+        assert not server.store.backend.collection_exists("test")
+
+
+@pytest.mark.parametrize("layout", ["compact", "langchain", "llama_index", "haystack", "universal"])
+def test_all_filters_of_the_helper_have_their_index(prefer_grpc: bool, layout: Any) -> None:
+    with serve(QdrantClient(":memory:"), strict=True) as server:
+        fields = {"year": "integer", "tags": "keyword"}
+        with open_index(server, prefer_grpc, layout=layout, indexed_fields=fields) as index:
+            fill(index)
+            fill(index, changed(CORPUS), delete_missing=True)
+            assert index.delete(["r9"]) > 0
+            assert index.search("word", filter={"year": {"gte": 2003}, "tags": "odd"})
+            assert index.describe().points == index.count()
+            with pytest.raises(StoreError, match="Index required but not found"):
+                index.search("word", filter={"absent": "x"})
+
+
+# ---------------------------------------------------------------------------------------------- the order of a load
+
+
+def thresholds(requests: list[Request]) -> list[int]:
+    found = (request.body.optimizers_config for request in requests if request.operation == "update_collection")
+    return [config.indexing_threshold for config in found if config is not None]
+
+
+def test_a_load_is_done_in_the_order_that_is_good_for_a_server(server: Server, prefer_grpc: bool) -> None:
+    with open_index(server, prefer_grpc, indexed_fields={"year": "integer"}) as index:
+        fill(index)
+    steps = ("create_collection", "create_payload_index", "update_collection", "upsert")
+    order = [name for name, _ in groupby(server.operations(*steps))]
+    assert order == ["create_collection", "create_payload_index", "update_collection", "upsert", "update_collection"]
+    assert thresholds(server.requests) == [bulk.DEFERRED, SERVER_THRESHOLD]
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_the_threshold_that_was_set_comes_back(server: Server, prefer_grpc: bool) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index, CORPUS[:2])
+        index.client.update_collection("test", optimizers_config=models.OptimizersConfigDiff(indexing_threshold=123))
+        fill(index)
+        assert threshold(server) == 123
+        server.forget_requests()
+        fill(index)  # nothing to write: nothing to put off
+    assert server.operations("update_collection") == []
+
+
+def test_the_threshold_comes_back_after_a_run_that_fails(server: Server, prefer_grpc: bool) -> None:
+    def source() -> Iterator[dict[str, Any]]:
+        yield from CORPUS[:30]
+        raise RuntimeError("the source has ended early")
+
+    with open_index(server, prefer_grpc) as index, pytest.raises(RuntimeError, match="ended early"):
+        index.ingest(source(), batch_size=4)
+    assert bulk.DEFERRED in thresholds(server.requests)
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+KILLED = """
+import json, os, sys
+sys.path.insert(0, ".")
+from tests.integrations import qdrant_parts
+from qdrant_qwen_retrieval import QdrantIndex
+
+url, grpc_port, prefer_grpc = json.loads(sys.argv[1])
+index = QdrantIndex(
+    "test", embedder=qdrant_parts.make_embedder(), url=url, grpc_port=grpc_port, prefer_grpc=prefer_grpc
+)
+
+def killed(progress):
+    if progress.embedded >= 16:
+        os._exit(9)
+
+index.ingest(json.load(sys.stdin), chunk_size=30, batch_size=8, workers=2, progress=killed)
+"""
+
+
+def test_the_run_after_a_kill_restores_the_threshold_and_embeds_only_the_rest(server: Server) -> None:
+    address = json.dumps([server.url, server.grpc_port, True])
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, address],
+        input=json.dumps(CORPUS),
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 9, process.stderr
+    stored = server.store.backend.count("test").count
+    assert (
+        server.store.do("get_collection", "test", None, wait=True).config.optimizer_config.indexing_threshold
+        == bulk.DEFERRED
+    )
+    engine = RecordingEngine()
+    with open_index(server, True, engine) as index:
+        report = fill(index)
+    assert 0 < stored < report.points
+    assert report.embedded == len(engine.texts) == report.points - stored
+    assert content(server.store.backend) == expected_content(CORPUS)
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_optimize_waits_until_a_server_is_green(
+    server: Server, prefer_grpc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "POLL", 0.01)
+    with open_index(server, prefer_grpc) as index:
+        fill(index)
+        server.forget_requests()
+        server.store.statuses += [models.CollectionStatus(status) for status in ("yellow", "green", "yellow", "grey")]
+        assert index.optimize()
+        assert not server.store.statuses
+        assert server.operations("update_collection") == ["update_collection"]  # what a grey one waits for
+        server.store.statuses += [models.CollectionStatus.YELLOW] * 1000
+        assert not index.optimize(timeout=0.05)
+        server.store.statuses[:] = [models.CollectionStatus.RED]
+        with pytest.raises(StoreError, match="failed to index"):
+            index.optimize()
+
+
+# ---------------------------------------------------------------------------------------------- faults
+
+FAULTS: list[Fault] = [
+    *(Reply(status) for status in (408, 429, 500, 502, 503, 504)),
+    Reply(429, retry_after=2),
+    Drop(),
+    Lose(),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_leaves_no_trace(server: Server, prefer_grpc: bool, fault: Fault, waits: list[float]) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index)
+        for operation in POINT_OPERATIONS:
+            server.faults.add(fault, on=operation)
+        server.faults.add(fault, on="update_collection", times=2)
+        report = fill(index, changed(CORPUS), delete_missing=True)
+    struck = sorted(operation for operation, _ in server.faults.struck)
+    assert struck == sorted([*POINT_OPERATIONS, "update_collection", "update_collection"])
+    assert len(waits) == len(struck)
+    assert report.failed == 0
+    assert content(server.store.backend) == expected_content(CORPUS, changed(CORPUS))
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(server: Server, prefer_grpc: bool) -> None:
+    with open_index(server, prefer_grpc, timeout=1) as index:
+        server.faults.add(Late(30.0), on="upsert")
+        report = fill(index)
+    assert report.failed == 0
+    assert content(server.store.backend) == expected_content(CORPUS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_faults_at_random_leave_no_trace(server: Server, prefer_grpc: bool, seed: int) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index)
+        chance = RandomFaults(seed, 0.2, on=(*POINT_OPERATIONS, "update_collection", "scroll"))
+        server.faults.chance = chance
+        reports = [
+            fill(index, corpus, delete_missing=True, workers=4, batch_size=4) for corpus in (changed(CORPUS),) * 2
+        ]
+        server.faults.clear()
+    assert len(server.faults.struck) > 3
+    assert [report.failed for report in reports] == [0, 0]
+    assert reports[1].embedded == 0
+    assert content(server.store.backend) == expected_content(CORPUS, changed(CORPUS))
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_too_many_requests_are_sent_again_when_the_server_says(
+    server: Server, prefer_grpc: bool, waits: list[float]
+) -> None:
+    with open_index(server, prefer_grpc) as index:
+        server.faults.add(Reply(429, retry_after=45), on="upsert")
+        fill(index)
+    assert waits == [45.0]
+
+
+def test_a_server_that_stays_overloaded_ends_the_run(server: Server, prefer_grpc: bool, waits: list[float]) -> None:
+    with open_index(server, prefer_grpc) as index:
+        server.faults.add(Reply(429, "slow down", retry_after=40), on="upsert", times=float("inf"))
+        with pytest.raises(IngestError, match=r"slow down") as caught:
+            fill(index, workers=1)
+    assert 200 <= sum(waits) <= 300
+    assert "'test'" in str(caught.value)
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_point_that_is_refused_costs_its_record_and_no_other(
+    server: Server, prefer_grpc: bool, status: int, tmp_path: Path, waits: list[float]
+) -> None:
+    letters = tmp_path / "dead.jsonl"
+    server.faults.add(Poison(lambda point: point.payload["content"].startswith("word17 of"), status, "no 17, please"))
+    whole = expected_content(CORPUS)
+    spoiled = {id for id, (payload, _) in whole.items() if payload["content"].startswith("word17 of")}
+    records = {whole[id][0]["_qwen"]["record"] for id in spoiled}
+    with open_index(server, prefer_grpc) as index:
+        report = fill(index, dead_letter=letters)
+        assert waits == []  # what is refused for good is not sent again and again
+        assert report.failed == len(records) == len(report.failures)
+        assert {failure.id for failure in report.failures} == records
+        assert all("no 17, please" in failure.reason for failure in report.failures)
+        lines = [json.loads(line) for line in letters.read_text(encoding="utf-8").splitlines()]
+        assert {line["id"] for line in lines} == records
+        stored = content(server.store.backend)
+        missing = {id: payload["_qwen"]["record"] for id, (payload, _) in whole.items() if id not in stored}
+        assert spoiled <= set(missing)
+        assert set(missing.values()) == records
+        assert all(stored[id] == whole[id] for id in stored)
+        server.faults.clear()
+        again = fill(index)
+    assert (again.failed, again.embedded) == (0, len(missing))
+    assert content(server.store.backend) == whole
+
+
+def test_a_request_that_is_too_large_is_sent_in_pieces(server: Server, prefer_grpc: bool, waits: list[float]) -> None:
+    large: Any = lambda request: request.points > 3  # noqa: E731
+    message = "Payload error: JSON payload (33559357 bytes) is larger than allowed (limit: 33554432 bytes)."
+    server.faults.add(Reply(400, message), on="upsert", times=float("inf"), where=large)
+    with open_index(server, prefer_grpc) as index:
+        report = fill(index)
+    assert (report.failed, waits) == (0, [])
+    assert content(server.store.backend) == expected_content(CORPUS)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_will_never_be_accepted_ends_the_run_at_once(
+    server: Server, prefer_grpc: bool, status: int, waits: list[float]
+) -> None:
+    with open_index(server, prefer_grpc) as index:
+        fill(index, CORPUS[:1])
+        server.forget_requests()
+        server.faults.add(Reply(status, "not you"), on="upsert", times=float("inf"))
+        with pytest.raises(StoreError, match=r"not you|refuses the key"):
+            fill(index, workers=1)
+    assert server.operations("upsert") == ["upsert"]
+    assert waits == []
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_a_server_that_is_not_there_is_named(server: Server, prefer_grpc: bool) -> None:
+    server.stop()
+    with pytest.raises(StoreError) as caught:
+        open_index(server, prefer_grpc)
+    assert server.url in str(caught.value)
+    assert "does not answer" in str(caught.value)
+
+
+def test_a_run_goes_on_where_it_was_when_the_server_is_back(server: Server, prefer_grpc: bool) -> None:
+    def die(progress: Any) -> None:
+        if progress.embedded >= 16:
+            server.stop()
+
+    with open_index(server, prefer_grpc) as index:
+        with pytest.raises(IngestError, match=r"could not be reached|does not answer"):
+            fill(index, batch_size=8, progress=die)
+        stored = server.store.backend.count("test").count
+        server.start()
+    engine = RecordingEngine()
+    with open_index(server, prefer_grpc, engine) as index:
+        report = fill(index)
+    assert 16 <= stored < report.points
+    assert report.embedded == len(engine.texts) == report.points - stored
+    assert content(server.store.backend) == expected_content(CORPUS)
+    assert threshold(server) == SERVER_THRESHOLD
+
+
+# ---------------------------------------------------------------------------------------------- keys
+
+KEY = "s3cr3t-k3y"
+
+
+@pytest.mark.parametrize("given", ["argument", "secret", "environment"])
+def test_the_key_is_sent_and_shown_nowhere(
+    prefer_grpc: bool, given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    api_key: Any = {"argument": KEY, "secret": SecretStr(KEY)}.get(given)
+    if given == "environment":
+        monkeypatch.setenv("QDRANT_API_KEY", KEY)
+    with serve(QdrantClient(":memory:"), api_key=KEY) as server:
+        with open_index(server, prefer_grpc, api_key=api_key) as index:
+            server.faults.add(Reply(500), on="upsert")
+            fill(index)
+            assert index.search("word")
+            shown = [repr(index), str(index), repr(index.client), repr(index.collection), repr(index.describe())]
+            server.faults.add(Reply(401, "Invalid API key or JWT"), on="upsert")
+            with pytest.raises(StoreError) as caught:
+                fill(index, changed(CORPUS))
+        assert {request.headers["api-key"] for request in server.requests} == {KEY}
+    shown += [str(caught.value), repr(caught.value), caplog.text]
+    assert not any(KEY in text for text in shown)
+
+
+def test_a_wrong_key_is_refused_at_once_and_not_shown(prefer_grpc: bool) -> None:
+    with serve(QdrantClient(":memory:"), api_key=KEY) as server:
+        with pytest.raises(StoreError, match="refuses the key") as caught:
+            open_index(server, prefer_grpc, api_key="wr0ng")
+        with pytest.raises(StoreError, match="QDRANT_API_KEY"):
+            open_index(server, prefer_grpc)
+        assert server.url in str(caught.value)
+        assert "wr0ng" not in f"{caught.value!r} {caught.value.__cause__!r}"
+        assert len(server.requests) == 2
+
+
+def test_who_may_only_read_can_search_but_not_ingest(prefer_grpc: bool) -> None:
+    with serve(QdrantClient(":memory:"), api_key=KEY, read_only_key="look") as server:
+        with open_index(server, prefer_grpc, api_key=KEY) as index:
+            fill(index)
+        with open_index(server, prefer_grpc, api_key="look") as index:
+            assert index.search("word")
+            assert index.describe().points == index.count()
+            assert fill(index).embedded == 0  # nothing to write, so nobody minds
+            with pytest.raises(StoreError, match="refuses the key"):
+                fill(index, changed(CORPUS))
