@@ -3,8 +3,8 @@
     python examples/ray_ingest.py records.parquet --url http://qdrant:6333 --collection handbook --model 0.6B
 
 Needs qwen-retrieval[qdrant,ray,parquet] on every node; an API key is read from QDRANT_API_KEY there, so that it never
-travels through Ray. Ids, payloads, what is skipped and what is refused are those of `QdrantIndex.ingest`: stop it, start
-it again, go on with a local ingest, and nothing is embedded twice. A new collection gets the defaults; for others
+travels through Ray. Ids, payloads, what is skipped and what is refused are those of `QdrantIndex.ingest`: stop it,
+start it again, go on with a local ingest, and nothing is embedded twice. A new collection gets the defaults; for others
 (layout, quantization, shards, …) make it first, by `QdrantIndex(…).collection.ensure()`. An id must not occur twice in
 the files, because two actors would write the same points. To delete what is no longer in the files, ingest them once
 more locally with `delete_missing=True`, which embeds nothing by then.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdrant_qwen_retrieval import QdrantIndex
-from qdrant_qwen_retrieval.ingest import IngestWarning
+from qdrant_qwen_retrieval.reconciliation import IngestWarning
 from qwen_retrieval import Embedder
 from qwen_retrieval.errors import needs_extra
 
@@ -37,8 +37,13 @@ class Job:
     grpc_port: int | None
     collection: str
     model: str
+    dtype: str
     id_field: str
     text_field: str
+
+    def load(self) -> Embedder:
+        """The model, on the process's own GPU if it has one."""
+        return Embedder.from_pretrained(self.model, dtype=self.dtype)
 
     def open(self, embedder: Embedder | None = None) -> QdrantIndex:
         """The collection; only one that exists can be opened without a model."""
@@ -47,7 +52,7 @@ class Job:
 
 def make_collection(job: Job) -> None:
     """Make the collection, or compare how it was made, once and before any work: on a node that has the model."""
-    with Embedder.from_pretrained(job.model) as embedder, job.open(embedder) as index:
+    with job.load() as embedder, job.open(embedder) as index:
         index.collection.ensure()
 
 
@@ -56,7 +61,7 @@ class IngestActor:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.index = job.open(Embedder.from_pretrained(job.model))
+        self.index = job.open(job.load())
         warnings.simplefilter("ignore", IngestWarning)  # that others write to the collection, too
 
     def __call__(self, batch: pa.Table) -> dict[str, list[str]]:
@@ -65,13 +70,13 @@ class IngestActor:
         return {"report": [json.dumps(report.to_dict())]}
 
 
-def share(actors: int) -> dict[str, Any]:
-    """What each actor asks of the cluster: a GPU if there are any, else its part of the CPUs but one, which reads."""
-    found = ray.cluster_resources()
-    if found.get("GPU"):
-        return {"num_gpus": 1}
-    cpus = (found["CPU"] - 1) / actors
-    return {"num_cpus": int(cpus) if cpus >= 1 else cpus}
+def share(actors: int | None) -> tuple[int, dict[str, Any]]:
+    """How many actors, and what each asks of the cluster: a GPU, else its part of the CPUs but one, which reads."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if gpus := int(found.get("GPU", 0)):
+        return actors or gpus, {"num_gpus": 1}
+    cpus = (found["CPU"] - 1) / (actors or 1)
+    return actors or 1, {"num_cpus": int(cpus) if cpus >= 1 else cpus}
 
 
 def main() -> None:
@@ -82,8 +87,9 @@ def main() -> None:
     parser.add_argument("--grpc-port", type=int, help="6334 unless the server is set up otherwise")
     parser.add_argument("--collection", required=True)
     parser.add_argument("--model", default="demo", help='"0.6B", "4B", "8B", a repository or a folder')
+    parser.add_argument("--dtype", default="auto", help='"float32" for the same rounding on all machines')
     parser.add_argument("--actors", type=int, help="one per GPU, or one in all, unless given")
-    parser.add_argument("--rows", type=int, default=8192, help="records of a call; it ends with a pause, so not too few")
+    parser.add_argument("--rows", type=int, default=8192, help="records of a call, which ends with a pause")
     parser.add_argument("--id-field", default="id")
     parser.add_argument("--text-field", default="text")
     options = vars(parser.parse_args())
@@ -92,8 +98,7 @@ def main() -> None:
 
     if not ray.is_initialized():
         ray.init()  # RAY_ADDRESS names a cluster; without it, this machine is one
-    actors = actors or int(ray.cluster_resources().get("GPU", 0)) or 1
-    resources = share(actors)
+    actors, resources = share(actors)
     ray.get(ray.remote(**resources)(make_collection).remote(job))
 
     reports = (

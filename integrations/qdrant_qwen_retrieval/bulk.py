@@ -16,7 +16,7 @@ from typing import Any
 import tenacity
 from qdrant_client import QdrantClient, models
 
-from qdrant_qwen_retrieval.faults import Fault, fault_of
+from qdrant_qwen_retrieval.faults import Fault, fault_of, retry_after
 from qwen_retrieval.errors import StoreError
 
 _KEY = "qwen_retrieval_load:"
@@ -36,7 +36,26 @@ the difference between the clocks of machines."""
 POLL, _TIMES_GREEN = 1.0, 2
 """Seconds between looks at a server that builds its index, and how many of them must find it done."""
 
+_under_way: set[str] = set()
+"""Keys of the loads of this process."""
+
 _log = logging.getLogger(__name__)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    backoff = tenacity.wait_exponential_jitter(initial=0.1, max=5)(state)
+    return max(backoff, retry_after(error) if error else 0.0)
+
+
+patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: fault_of(error) is Fault.TRANSIENT),
+    wait=_wait,
+    stop=tenacity.stop_after_attempt(6),
+    reraise=True,
+)
+"""Has a function called again, for some seconds, when a server has a bad moment: requests that may be sent twice, where
+a wrong address must not take minutes to tell."""
 
 
 @contextmanager
@@ -51,21 +70,29 @@ def deferred_indexing(client: QdrantClient, name: str) -> Iterator[None]:
         client: Of the server.
         name: Of an existing collection.
     """
-    info = client.get_collection(name)
+    info = _info(client, name)
     loads = _loads(info)
     original = _original(info, loads)
     if not original or original >= DEFERRED or (not loads and _is_indexed(info)):
         yield
         return
     key = f"{_KEY}{uuid.uuid4()}"
+    _under_way.add(key)
     try:
         _announce(client, name, key, original)
         _set_threshold(client, name, DEFERRED)
         with _renewed(client, name, key, original):
             yield
+    except BaseException:
+        try:
+            _end(client, name, key, original)
+        except Exception as error:  # the caller must hear of what went wrong first
+            _log.warning("the indexing threshold of %r is left to the next load to restore: %s", name, error)
+        raise
+    else:
+        _end(client, name, key, original)
     finally:
-        _update(client, name, metadata={key: None})
-        restore_indexing(client, name, fallback=original)
+        _under_way.discard(key)
 
 
 def restore_indexing(client: QdrantClient, name: str, *, fallback: int | None = None) -> bool:
@@ -79,8 +106,8 @@ def restore_indexing(client: QdrantClient, name: str, *, fallback: int | None = 
     Returns:
         Whether it was restored.
     """
-    loads = _loads(client.get_collection(name))
-    if any(_is_alive(load) for load in loads.values()):
+    loads = _loads(_info(client, name))
+    if any(_is_alive(key, load) for key, load in loads.items()):
         return False
     original = next((int(load["indexing_threshold"]) for load in loads.values()), fallback)
     if original is None:
@@ -108,7 +135,7 @@ def wait_until_indexed(client: QdrantClient, name: str, timeout: float) -> bool:
     end = time.monotonic() + timeout
     green = 0
     while True:
-        info = client.get_collection(name)
+        info = _info(client, name)
         if info.status == models.CollectionStatus.RED:
             raise StoreError(f"Qdrant has failed to index collection {name!r}: {info.optimizer_status}")
         if info.status == models.CollectionStatus.GREY:  # it waits for any change before it goes on
@@ -120,6 +147,11 @@ def wait_until_indexed(client: QdrantClient, name: str, timeout: float) -> bool:
         if time.monotonic() > end:
             return False
         time.sleep(POLL)
+
+
+def _end(client: QdrantClient, name: str, key: str, original: int) -> None:
+    _update(client, name, metadata={key: None})
+    restore_indexing(client, name, fallback=original)
 
 
 def _loads(info: models.CollectionInfo) -> dict[str, Mapping[str, Any]]:
@@ -138,14 +170,14 @@ def _is_indexed(info: models.CollectionInfo) -> bool:
     return points > SMALL and (info.indexed_vectors_count or 0) >= INDEXED_SHARE * points
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(lambda error: fault_of(error) is Fault.TRANSIENT),
-    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-    stop=tenacity.stop_after_attempt(6),
-    reraise=True,
-)
+@patiently
 def _update(client: QdrantClient, name: str, **changes: Any) -> None:  # noqa: ANN401
     client.update_collection(name, **changes)
+
+
+@patiently
+def _info(client: QdrantClient, name: str) -> models.CollectionInfo:
+    return client.get_collection(name)
 
 
 def _set_threshold(client: QdrantClient, name: str, kilobytes: int) -> None:
@@ -178,10 +210,13 @@ def _renewed(client: QdrantClient, name: str, key: str, original: int) -> Iterat
         thread.join()
 
 
-def _is_alive(load: Mapping[str, Any]) -> bool:
+def _is_alive(key: str, load: Mapping[str, Any]) -> bool:
+    process = int(load.get("process", 0))
+    if load.get("machine") == _machine() and process == os.getpid():
+        return key in _under_way  # of this process, or of one that was killed and had the same number, as in containers
     if time.time() - float(load.get("renewed", 0)) > LEASE:
         return False
-    return load.get("machine") != _machine() or _runs(int(load.get("process", 0)))
+    return load.get("machine") != _machine() or _runs(process)
 
 
 def _runs(process: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from qdrant_qwen_retrieval import bm25
-from qdrant_qwen_retrieval.bulk import deferred_indexing, restore_indexing, wait_until_indexed
+from qdrant_qwen_retrieval.bulk import deferred_indexing, patiently, restore_indexing, wait_until_indexed
 from qdrant_qwen_retrieval.chunks import Chunk
 from qdrant_qwen_retrieval.layouts import Layout, get_layout
 from qdrant_qwen_retrieval.manifest import KEY, Manifest
@@ -82,6 +82,8 @@ class Collection:
                 raise self.missing()
             self._use(Manifest.of(embedder, Settings.choose(self._options)))
         self._index_kinds()  # refuses fields that the layout cannot filter by
+        if self._opened and self._fields:
+            self.ensure()  # an index that is asked for is there
 
     @property
     def client(self) -> QdrantClient:
@@ -136,6 +138,7 @@ class Collection:
             f"there is no collection {self.name!r} in {self.store.place} ({others}); ingest something into it first"
         )
 
+    @patiently
     def ensure(self) -> bool:
         """Make it if it does not exist, with its payload indexes, before any point is in it.
 

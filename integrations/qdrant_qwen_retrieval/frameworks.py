@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qdrant_client import QdrantClient
 
-from qdrant_qwen_retrieval.layouts import Layout, LayoutName
+from qdrant_qwen_retrieval.layouts import LayoutName, get_layout
 from qdrant_qwen_retrieval.manifest import Manifest
 from qdrant_qwen_retrieval.settings import SPARSE
 from qwen_retrieval.errors import CollectionNotFoundError, needs_extra
@@ -45,10 +45,6 @@ class Index(Protocol):
     def name(self) -> str:
         """The collection."""
 
-    @property
-    def layout(self) -> Layout:
-        """The layout of its payloads."""
-
 
 def open_langchain(
     index: Index,
@@ -59,7 +55,8 @@ def open_langchain(
 ) -> LangChainStore:
     """LangChain's own store over the collection.
 
-    Filters are Qdrant's; `index.layout.field(name)` is the path of a metadata field. The ``a…`` methods run in threads.
+    Filters are Qdrant's; `index.collection.layout.field(name)` is the path of a metadata field. Asynchronous methods run
+    in threads.
 
     Args:
         index: A `QdrantIndex` of layout compact, langchain or universal.
@@ -72,6 +69,7 @@ def open_langchain(
 
     Raises:
         CollectionNotFoundError: Nothing was ingested yet.
+        CollectionMismatchError: The collection was not made here.
         ValueError: LangChain cannot read the layout, or `hybrid` is asked of a collection without sparse vectors.
         MissingDependencyError: langchain-qdrant is not installed.
     """
@@ -86,7 +84,7 @@ def open_langchain(
     both = settings.hybrid if hybrid is None else hybrid
     if both and sparse_embedding is None and settings.language is not None:
         sparse_embedding = Bm25Embeddings(settings.language)
-    compact = index.layout.name == "compact"
+    compact = settings.layout == "compact"
     return QdrantVectorStore(
         index.client,
         index.name,
@@ -115,13 +113,14 @@ def open_llama_index(index: Index) -> LlamaIndexStore:
 
     Raises:
         CollectionNotFoundError: Nothing was ingested yet.
+        CollectionMismatchError: The collection was not made here.
         ValueError: LlamaIndex cannot read the layout.
         MissingDependencyError: llama-index-vector-stores-qdrant is not installed.
     """
     manifest = _manifest(index, "LlamaIndex", ("compact", "llama_index", "universal"))
     with needs_extra("llama_index.vector_stores.qdrant", "", package="llama-index-vector-stores-qdrant"):
         from qdrant_qwen_retrieval.llama_index_store import CompactVectorStore, IndexVectorStore
-    store = CompactVectorStore if index.layout.name == "compact" else IndexVectorStore
+    store = CompactVectorStore if manifest.settings.layout == "compact" else IndexVectorStore
     return store(index.client, index.name, manifest.settings)
 
 
@@ -139,18 +138,20 @@ def open_haystack(index: Index) -> QdrantDocumentStore:
 
     Raises:
         CollectionNotFoundError: Nothing was ingested yet.
+        CollectionMismatchError: The collection was not made here.
         ValueError: Haystack cannot read the layout, or this version of it cannot.
         MissingDependencyError: qdrant-haystack is not installed.
     """
     manifest = _manifest(index, "Haystack", ("compact", "haystack", "universal"))
     with needs_extra("haystack_integrations.document_stores.qdrant", "", package="qdrant-haystack"):
         from qdrant_qwen_retrieval.haystack_store import IndexDocumentStore, reads
-    if not reads(index.layout):
+    layout = get_layout(manifest.settings.layout)
+    if not reads(layout):
         raise ValueError(
-            f"haystack-ai before 3.1 cannot read layout {index.layout.name!r}; update it, or ingest into a new "
+            f"haystack-ai before 3.1 cannot read layout {layout.name!r}; update it, or ingest into a new "
             'collection with layout="haystack"'
         )
-    return IndexDocumentStore(index.client, index.name, index.layout, manifest)
+    return IndexDocumentStore(index.client, index.name, layout, manifest)
 
 
 class AsyncClient:
@@ -180,11 +181,12 @@ class AsyncClient:
 
 def _manifest(index: Index, framework: str, readable: tuple[LayoutName, ...]) -> Manifest:
     """What the collection was made with, if the framework can read its layout."""
-    if index.layout.name not in readable:
-        raise ValueError(
-            f"{framework} cannot read layout {index.layout.name!r} of collection {index.name!r}, only "
-            f"{', '.join(readable[:-1])} and {readable[-1]}; ingest into a new collection with one of those"
-        )
     if not index.client.collection_exists(index.name):
         raise CollectionNotFoundError(f"there is no collection {index.name!r} yet; ingest something into it first")
-    return Manifest.from_metadata(index.name, index.client.get_collection(index.name).config.metadata)
+    manifest = Manifest.from_metadata(index.name, index.client.get_collection(index.name).config.metadata)
+    if (layout := manifest.settings.layout) not in readable:
+        raise ValueError(
+            f"{framework} cannot read layout {layout!r} of collection {index.name!r}, only "
+            f"{', '.join(readable[:-1])} and {readable[-1]}; ingest into a new collection with one of those"
+        )
+    return manifest

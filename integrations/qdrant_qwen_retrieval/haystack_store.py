@@ -16,7 +16,7 @@ from qdrant_qwen_retrieval.layouts import Layout
 from qdrant_qwen_retrieval.manifest import Manifest
 from qdrant_qwen_retrieval.settings import UNNAMED
 
-_SAMPLE = Chunk("a", 0, 1, "text", {})
+_SAMPLE = Chunk("a", 0, 1, "text", {"field": 1})  # without metadata, old versions would read it
 
 
 def reads(layout: Layout) -> bool:

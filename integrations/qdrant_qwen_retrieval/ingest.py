@@ -27,6 +27,7 @@ from qdrant_qwen_retrieval.report import IngestReport, OnProgress
 from qdrant_qwen_retrieval.rows import RecordSource
 from qdrant_qwen_retrieval.seen import Seen
 from qdrant_qwen_retrieval.splitting import Splitter
+from qdrant_qwen_retrieval.stopping import Stop
 from qdrant_qwen_retrieval.tally import Tally
 from qdrant_qwen_retrieval.upload import Uploader
 from qwen_retrieval import Embedder
@@ -101,10 +102,6 @@ def run(
 _CALLER = 5  # frames from a warning to whoever called `QdrantIndex.ingest`
 
 
-class _Ended(Exception):
-    """Ends a thread whose work nobody waits for any more."""
-
-
 class _Ingestion:
     """One run.
 
@@ -121,8 +118,8 @@ class _Ingestion:
         self, collection: Collection, embedder: Embedder, tally: Tally, seen: Seen, *, batch_size: int, dry_run: bool
     ) -> None:
         self._collection, self._tally, self._dry_run = collection, tally, dry_run
-        self._ended = threading.Event()
-        self._uploader = Uploader(collection, sleep=self._sleep)
+        self._stop = Stop()
+        self._uploader = Uploader(collection, sleep=self._stop.sleep)
         self._reconciliation = Reconciliation(collection, self._uploader, seen)
         self._loading = ExitStack()
         self._lock = threading.Lock()
@@ -135,7 +132,7 @@ class _Ingestion:
             seen,
             batch_size=batch_size,
             dry_run=dry_run,
-            proceed=self._proceed,
+            stop=self._stop,
             prepare=self._load,
         )
 
@@ -155,7 +152,7 @@ class _Ingestion:
         try:
             _feed(pool, self._process, self._prepared(reader), workers + 1)
         except BaseException:
-            self._ended.set()
+            self._stop.request()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -167,14 +164,6 @@ class _Ingestion:
                 self._collection.ensure()
             is_first = False
             yield batch
-
-    def _proceed(self) -> None:
-        if self._ended.is_set():
-            raise _Ended
-
-    def _sleep(self, seconds: float) -> None:
-        if self._ended.wait(seconds):
-            raise _Ended
 
     def _load(self) -> None:
         """Tell the store, once, that many points will come."""

@@ -12,6 +12,7 @@ from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.isolation import isolate
 from qdrant_qwen_retrieval.plan import Change, Phase, Plan, make_plan
 from qdrant_qwen_retrieval.seen import Seen
+from qdrant_qwen_retrieval.stopping import Stop
 from qdrant_qwen_retrieval.tally import Counts, Tally
 from qdrant_qwen_retrieval.upload import Uploader
 from qwen_retrieval import Embedder
@@ -30,7 +31,7 @@ class Processor:
         seen: Where records that failed are noted.
         batch_size: Chunks embedded in one call. A record with more of them is done in parts.
         dry_run: Compare and count, and do nothing else.
-        proceed: Called before each step; raises when the run is to end.
+        stop: Ends the work early.
         prepare: Called before each batch is written.
     """
 
@@ -44,17 +45,17 @@ class Processor:
         *,
         batch_size: int,
         dry_run: bool,
-        proceed: Callable[[], None],
+        stop: Stop,
         prepare: Callable[[], None],
     ) -> None:
         self._collection, self._embedder, self._uploader = collection, embedder, uploader
         self._tally, self._seen = tally, seen
         self._batch_size, self._dry_run = batch_size, dry_run
-        self._proceed, self._prepare = proceed, prepare
+        self._stop, self._prepare = stop, prepare
 
     def __call__(self, batch: Batch) -> None:
         """Take one batch there: when this returns, each of its records is stored, or counted as failed."""
-        self._proceed()
+        self._stop.check()
         ids = [chunk.point_id for chunks in batch.chunks.values() for chunk in chunks]
         marks = self._uploader.ask(lambda: self._collection.marks(ids))
         plan = make_plan(batch.chunks.values(), marks, self._collection.layout)
@@ -79,14 +80,14 @@ class Processor:
 
     def _carry_out(self, changes: Sequence[Change], plan: Plan, counts: Counts, failed: dict[str, str]) -> None:
         """Embed and write some chunks; records that fail get no further."""
-        self._proceed()
+        self._stop.check()
         vectors = self._embed([change for change in _of_others(changes, failed) if change.embed], failed)
         counts.embedded += len(vectors)
         for phase in Phase:
             ready = [change for change in _of_others(changes, failed) if change.phase is phase]
             if not ready:
                 continue
-            self._proceed()
+            self._stop.check()
             if phase is Phase.SHORTER_HEAD:
                 for change in ready:
                     counts.deleted += self._delete(change.chunk.record_id, plan)
@@ -96,7 +97,8 @@ class Processor:
         """Vectors of chunks, (dimensions,) each, but for those that the model cannot embed."""
 
         def embed(part: Sequence[Change]) -> FloatArray:
-            return self._embedder.embed_documents([change.chunk.text for change in part])  # (part, dimensions)
+            texts = [change.chunk.text for change in part]
+            return self._stop.run(self._embedder.aembed_documents(texts))  # (part, dimensions)
 
         done, refused = isolate(changes, embed, _whose_fault)
         for change, error in refused:

@@ -68,7 +68,8 @@ class Reconciliation:
         if absent:
             raise IngestError(
                 f"{counted}, and {absent:,} of the {checked:,} of this run are not in it, such as {example!r}, "
-                "although the store has acknowledged them. Unless somebody deletes there at the same time, the store loses data"
+                "although the store has acknowledged them. Unless somebody deletes there at the same time, the store "
+                "loses data"
             )
         warnings.warn(
             f"{counted}: somebody else writes to it, too. The {checked:,} points of this run were looked up one by "

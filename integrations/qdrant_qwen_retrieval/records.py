@@ -35,9 +35,10 @@ def open_records(source: Source, *, id_field: str | None = "id", text_field: str
               "title" (put before each chunk, and kept in the metadata), "metadata" (a mapping) and "chunks" (the
               caller's own division, a list of strings, instead of or beside a text). Its other fields join the
               metadata; one that is also in "metadata" is an error of that row.
-            - a path, or a list of paths, each read once: ``.jsonl`` or ``.ndjson``, ``.parquet``, text (``.txt``, ``.md``,
-              ``.markdown``, ``.rst``, ``.py``), or a folder, which is searched for text only. Ids of text begin
-              with its path below the folder given (with several paths: below the deepest folder that has them all).
+            - a path, or a list of paths, each read once: ``.jsonl`` or ``.ndjson``, ``.parquet``, text (``.txt``,
+              ``.md``, ``.markdown``, ``.rst``, ``.py``), or a folder, which is searched for text only. Ids of text
+              begin with its path below the folder given (with several paths: below the deepest folder that has them
+              all).
         id_field: The field with the id. None makes ids of the texts: the same text is then the same record, and a
             text that has changed is a new record beside the old one.
         text_field: The field with the text.

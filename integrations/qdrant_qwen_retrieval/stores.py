@@ -26,6 +26,10 @@ MEMORY = ":memory:"
 KEY_VARIABLE = "QDRANT_API_KEY"
 REST_PORT, GRPC_PORT = 6333, 6334  # Qdrant's defaults, https://qdrant.tech/documentation/operations/configuration/
 
+RECONNECT_MS = 5_000
+"""Milliseconds after which gRPC tries again, at the latest, to reach a server that was away. Its own limit is two
+minutes, for which a server that is back would still count as away."""
+
 StoreKind = Literal["memory", "embedded", "server"]
 
 
@@ -219,6 +223,7 @@ def _open_server(url: str, api_key: ApiKey | None, prefer_grpc: bool, grpc_port:
         grpc_port=GRPC_PORT if grpc_port is None else grpc_port,
         timeout=timeout,
         check_compatibility=False,  # it would ask over REST, and only warn
+        grpc_options={"grpc.max_reconnect_backoff_ms": RECONNECT_MS},
     )
     return Store(client, "server", url + (f" (gRPC port {grpc_port or GRPC_PORT})" if prefer_grpc else ""))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from qdrant_client import models
@@ -107,4 +107,5 @@ def assert_holds(collection: Collection, embedder: Embedder, records: Iterable[R
     assert {identifier: (one.text, one.metadata) for identifier, one in stored.items()} == expected
     if expected:
         vectors = embedder.embed_documents([text for text, _ in expected.values()])  # (points, dimensions)
-        np.testing.assert_allclose([points[identifier].vector for identifier in expected], vectors, atol=1e-6)
+        stored_vectors: Any = [points[identifier].vector for identifier in expected]
+        np.testing.assert_allclose(stored_vectors, cast(Any, vectors), atol=1e-6)

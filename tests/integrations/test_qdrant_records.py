@@ -353,7 +353,8 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypa
 def test_several_paths_are_read_in_their_order_and_each_once(tmp_path: Path) -> None:
     first, second = write(tmp_path / "b.jsonl", '{"id": 1, "text": "a"}'), write(tmp_path / "a.jsonl", "{}", "")
     (tmp_path / "c.txt").write_text("c")
-    source = open_records([first, str(second), first])
+    paths: list[str | Path] = [first, str(second), first]
+    source = open_records(paths)
     assert source.total == 2
     assert [record.id for record in source.records] == ["1", f"line 1 of {second}"]
     assert open_records([first, tmp_path / "c.txt"]).total is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -18,7 +19,7 @@ Json = dict[str, Any]
 CLOSED = "this client is closed; open a new one"
 
 
-class EdgeBase(QdrantBase):  # type: ignore[misc]
+class EdgeBase(QdrantBase):
     """A client's share of a store, from when it is made to `close`.
 
     Args:
@@ -33,7 +34,8 @@ class EdgeBase(QdrantBase):  # type: ignore[misc]
         self._store: Store | None = Store.open(path)
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(StoreError):  # nobody could catch it
+            self.close()
 
     def close(self, **_options: object) -> None:
         """Gives the share back; the last one writes everything and ends the engine. Again, it does nothing."""
@@ -62,7 +64,9 @@ class EdgeBase(QdrantBase):  # type: ignore[misc]
     def _schema(self, collection_name: str) -> VectorSchema:
         return VectorSchema.of(self._settings(collection_name))
 
-    def _call(self, op: str, collection_name: str, packer: Packer | None = None, /, **arguments: Any) -> tuple[Json, Words]:  # noqa: ANN401
+    def _call(
+        self, op: str, collection_name: str, packer: Packer | None = None, /, **arguments: object
+    ) -> tuple[Json, Words]:
         return self._opened().engine.call(op, packer, shard=self._shard(collection_name), **arguments)
 
 
@@ -74,5 +78,3 @@ def done() -> models.UpdateResult:
 def jsonable(value: Any) -> Any:  # noqa: ANN401
     """Dates, UUIDs and the like as JSON writes them, as the server stores metadata."""
     return to_jsonable_python(value)
-
-

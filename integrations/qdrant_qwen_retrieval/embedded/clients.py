@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.async_client_base import AsyncQdrantBase
 from qdrant_client.client_base import QdrantBase
 
 from qdrant_qwen_retrieval.embedded.collections import CollectionsMixin
+from qdrant_qwen_retrieval.embedded.groups import GroupsMixin
 from qdrant_qwen_retrieval.embedded.points import PointsMixin
-from qdrant_qwen_retrieval.embedded.reads import ReadsMixin
+from qwen_retrieval.errors import StoreError
 
 
-
-class EdgeBackend(CollectionsMixin, PointsMixin, ReadsMixin):
+class EdgeBackend(CollectionsMixin, PointsMixin, GroupsMixin):
     """Everything that an embedded store can do.
 
     What qdrant-edge cannot do raises NotImplementedError: snapshots, shard keys, clusters, the search matrix.
     """
 
 
-class AsyncEdgeBackend(AsyncQdrantBase):  # type: ignore[misc]
+class AsyncEdgeBackend(AsyncQdrantBase):
     """The same, each call in a thread.
 
     Args:
@@ -57,12 +58,12 @@ class AsyncEdgeBackend(AsyncQdrantBase):  # type: ignore[misc]
         self.backend.upload_collection(*arguments, **options)
 
 
-class EmbeddedQdrantClient(QdrantClient):  # type: ignore[misc]
+class EmbeddedQdrantClient(QdrantClient):
     """A persistent store in a folder, on the engine of the Qdrant server, for one process at a time.
 
     The engine runs in a process of its own, so that nothing it does stops the threads of this one; every client of
-    the same folder in this process, sync or async, shares it. Methods are those of `QdrantClient` and may be called from
-    any thread. A write is in the engine's log when its method returns, and survives the end of both processes.
+    the same folder in this process, sync or async, shares it. Methods are those of `QdrantClient` and may be called
+    from any thread. A write is in the engine's log when its method returns, and survives the end of both processes.
 
     A collection needs about 100 MB of log beside its data (32 MB files, mostly empty, and at most 64 MB of vectors that
     are not flushed yet); opening reads what was not flushed again.
@@ -82,6 +83,10 @@ class EmbeddedQdrantClient(QdrantClient):  # type: ignore[misc]
         self._client: QdrantBase = backend
         self._backend = backend
         self._init_options = {"path": os.fspath(path)}
+
+    def __del__(self) -> None:
+        with contextlib.suppress(StoreError):  # nobody could catch it
+            self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._init_options['path']!r})"
@@ -111,7 +116,7 @@ class EmbeddedQdrantClient(QdrantClient):  # type: ignore[misc]
         self._backend.flush(collection_name)
 
 
-class AsyncEmbeddedQdrantClient(AsyncQdrantClient):  # type: ignore[misc]
+class AsyncEmbeddedQdrantClient(AsyncQdrantClient):
     """`EmbeddedQdrantClient` for asyncio: its calls run in threads.
 
     Args:
@@ -149,6 +154,20 @@ def _in_thread(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     method.__name__ = name
     return method
 
+
+def _unsupported(name: str) -> Callable[..., Any]:
+    def method(_self: EdgeBackend, *_arguments: object, **_options: object) -> NoReturn:
+        raise NotImplementedError(
+            f"{name}: the embedded engine cannot do it; use a Qdrant server, QdrantClient(url=...)"
+        )
+
+    method.__name__ = name
+    return method
+
+
+for _name, _method in inspect.getmembers(QdrantBase, inspect.isfunction):
+    if not _name.startswith("_") and getattr(EdgeBackend, _name) is _method:
+        setattr(EdgeBackend, _name, _unsupported(_name))
 
 for _name, _method in inspect.getmembers(AsyncQdrantBase, inspect.iscoroutinefunction):
     if _name not in vars(AsyncEdgeBackend):

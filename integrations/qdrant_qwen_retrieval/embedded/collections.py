@@ -11,7 +11,7 @@ from qdrant_client import models
 
 from qdrant_qwen_retrieval.embedded.backend import EdgeBase, Json, done, jsonable
 from qdrant_qwen_retrieval.embedded.folder import StoreFolder
-from qdrant_qwen_retrieval.embedded.requests import check_options, plain
+from qdrant_qwen_retrieval.embedded.messages import check_options, plain
 
 FORBIDDEN = '<>:"/\\|?*\0\x1f'  # in names, by the server; source: INVALID_NAME_CHARS in qdrant-client 1.20
 MAX_NAME = 255
@@ -45,12 +45,12 @@ class CollectionsMixin(EdgeBase):
         """Makes an empty collection.
 
         Args:
-            collection_name: By the server's rules: no ``< > : " / \\ | ? *``, at most 255 characters.
+            collection_name: By the server's rules: none of its forbidden characters, such as ``/ : *``, at most 255 characters.
             vectors_config: Dense vectors: one without a name, or several by name.
             sparse_vectors_config: Sparse vectors by name.
             metadata: JSON to keep with it.
-            options: The other settings of a server. `shard_number`, `replication_factor`, `write_consistency_factor` and
-                `wal_config` are recorded, for the day it moves to a server, and change nothing here.
+            options: The other settings of a server. `shard_number`, `replication_factor`, `write_consistency_factor`
+                and `wal_config` are recorded, for the day it moves to a server, and change nothing here.
 
         Returns:
             True.
@@ -69,7 +69,8 @@ class CollectionsMixin(EdgeBase):
         folder = self._opened().folder
         with folder.lock:
             _check_new_name(collection_name, folder)
-            folder.prepare(collection_name)
+            if folder.has_files(collection_name):  # of a creation that did not end
+                self._opened().drop(collection_name)
             self._opened().engine.call("create", shard=folder.shard(collection_name), config=settings)
             folder.write(collection_name, settings)
         return True
@@ -86,8 +87,8 @@ class CollectionsMixin(EdgeBase):
         with store.folder.lock:
             if collection_name not in store.folder.settings:
                 return False
-            store.engine.call("close", shard=store.folder.shard(collection_name))
-            store.folder.delete(collection_name)
+            store.drop(collection_name)
+            store.folder.forget(collection_name)
         return True
 
     def update_collection(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from pydantic_core import to_jsonable_python
+
+from qdrant_qwen_retrieval.embedded import edge_process
 from qdrant_qwen_retrieval.embedded.edge_process.wire import Packer, RawPipe, Words, encode, receive, send
 from qwen_retrieval.errors import MissingDependencyError, StoreError, StoreLockedError
 
@@ -18,13 +23,16 @@ LOCK_PATIENCE = 5.0  # seconds: the engine of a program that was killed may stil
 STOP_PATIENCE = 60.0  # seconds to write everything to a slow disk
 PIPE_BYTES = 1 << 20  # the most that Linux gives to an ordinary user; fewer switches between the processes
 BOOT = """
-import json, sys
-path, root, patience = sys.argv[1:]
+import importlib.util, json, os, sys
+path, package, root, patience = sys.argv[1:]
 sys.path[:] = json.loads(path)
+where = [os.path.dirname(package)]
+spec = importlib.util.spec_from_file_location("edge_process", package, submodule_search_locations=where)
+sys.modules["edge_process"] = importlib.util.module_from_spec(spec)
 from edge_process.serve import main
 main(root, patience)
 """
-"""Started without `site` and under a name of its own, so that it loads numpy and the engine and nothing else."""
+"""Started without `site`, and the package by its file and under a name of its own: loads the engine, and no client."""
 
 
 class EngineProcess:
@@ -62,7 +70,7 @@ class EngineProcess:
         """The process's number; None if it is not running."""
         return None if self._process is None else self._process.pid
 
-    def call(self, op: str, packer: Packer | None = None, /, **arguments: Any) -> tuple[dict[str, Any], Words]:  # noqa: ANN401
+    def call(self, op: str, packer: Packer | None = None, /, **arguments: object) -> tuple[dict[str, Any], Words]:
         """Asks for one operation and waits for its end.
 
         Args:
@@ -79,7 +87,9 @@ class EngineProcess:
             StoreError: The store is closed, was opened before a fork, or its process has died.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
-        parts = encode({"op": op, **given}, packer)  # before the lock: other threads may use the engine meanwhile
+        parts = encode(
+            {"op": op, **given}, packer, to_jsonable_python
+        )  # before the lock: other threads may use the engine meanwhile
         with self._lock:
             self._check()
             if self._process is None:
@@ -124,11 +134,11 @@ class EngineProcess:
             raise StoreError(self._failure)
 
     def _start(self) -> None:
-        folder = str(Path(__file__).parent)
-        path = [entry for entry in sys.path if entry] + [folder]
-        import json
-
-        command = [sys.executable, "-I", "-S", "-c", BOOT, json.dumps(path), str(self._root), str(LOCK_PATIENCE)]
+        if importlib.util.find_spec("qdrant_edge") is None:
+            raise MissingDependencyError("qdrant_edge", "qdrant")
+        path = json.dumps([entry for entry in sys.path if entry])
+        command = [sys.executable, "-I", "-S", "-c", BOOT, path, edge_process.__file__, str(self._root)]
+        command.append(str(LOCK_PATIENCE))
         try:
             # A session of its own: a terminal's Ctrl-C must not end it in the middle of a write.
             self._process = subprocess.Popen(
@@ -140,7 +150,10 @@ class EngineProcess:
         reply, _ = self._exchange("start", [])
         if "error" in reply:
             self._end(STOP_PATIENCE)
-            _refuse(reply, self._root)
+            raise StoreLockedError(
+                f"another process has the store {self._root} open; close it there first: an embedded store serves one "
+                "process at a time. For several, run a Qdrant server and pass its url"
+            )
 
     def _exchange(self, op: str, parts: list[bytes]) -> tuple[dict[str, Any], Words]:
         requests, replies = self._pipes()
@@ -195,12 +208,3 @@ def _raise(reply: Mapping[str, Any]) -> NoReturn:
     if reply["error"] == "input":
         raise ValueError(message)
     raise StoreError(f"the embedded engine failed: {message}")
-
-
-def _refuse(reply: Mapping[str, Any], root: Path) -> NoReturn:
-    if reply["error"] == "locked":
-        raise StoreLockedError(
-            f"another process has the store {root} open; close it there first: an embedded store serves one process "
-            "at a time. For several, run a Qdrant server and pass its url"
-        )
-    raise MissingDependencyError("qdrant_edge", "qdrant")

@@ -77,10 +77,6 @@ class StoreFolder:
         """Where the engine's files of a collection are, below the root."""
         return f"{COLLECTIONS}/{folder_name(collection_name)}/{SHARD}"
 
-    def prepare(self, collection_name: str) -> None:
-        """Makes room for a new collection; what a creation left that did not end goes."""
-        self._remove(self._folder(collection_name))
-
     def write(self, collection_name: str, settings: dict[str, Any]) -> None:
         """Records a collection with its settings, new or old."""
         content = {"format": FORMAT, "name": collection_name, "settings": settings}
@@ -92,37 +88,39 @@ class StoreFolder:
         write_json(self.root / STORE_FILE, {"format": FORMAT, "aliases": aliases})
         self.aliases = aliases
 
-    def delete(self, collection_name: str) -> None:
-        """Forgets a collection and its aliases, and removes its files, which the engine must have closed."""
+    def forget(self, collection_name: str) -> None:
+        """Drops a collection whose folder is no longer there, and its aliases."""
+        del self.settings[collection_name]
         left = {alias: name for alias, name in self.aliases.items() if name != collection_name}
         if left != self.aliases:
             self.write_aliases(left)
-        del self.settings[collection_name]
-        self._remove(self._folder(collection_name))
+
+    def has_files(self, collection_name: str) -> bool:
+        """Whether there is a folder, perhaps one of a creation that did not end."""
+        return self._folder(collection_name).exists()
+
+    def garbage(self) -> str:
+        """A new name, below the root, for a folder that is to be removed: half a removal is not half a collection."""
+        return f"{COLLECTIONS}/{GARBAGE}{uuid.uuid4().hex}"
 
     def _folder(self, collection_name: str) -> Path:
         return self.root / COLLECTIONS / folder_name(collection_name)
 
-    def _remove(self, folder: Path) -> None:
-        if folder.exists():  # renamed first: a removal that is cut short must not leave half a collection
-            garbage = folder.with_name(f"{GARBAGE}{uuid.uuid4().hex}")
-            os.replace(folder, garbage)
-            shutil.rmtree(garbage)
-
     def _read(self) -> None:
         if (self.root / LOCAL_MODE_FILE).exists() and not (self.root / STORE_FILE).exists():
             raise StoreError(
-                f"{self.root} is a folder of QdrantClient(path=...), which stores pickles; take another folder and copy "
-                "the collections with QdrantClient(path=...).migrate(EmbeddedQdrantClient(...))"
+                f"{self.root} is a folder of QdrantClient(path=...), which stores pickles; take another folder and "
+                "copy the collections with QdrantClient(path=...).migrate(EmbeddedQdrantClient(...))"
             )
         if not (self.root / STORE_FILE).exists():
             self.write_aliases({})
-        self.aliases = read_json(self.root / STORE_FILE)["aliases"]
+        aliases: dict[str, str] = read_json(self.root / STORE_FILE)["aliases"]
         for garbage in (self.root / COLLECTIONS).glob(f"{GARBAGE}*"):
             shutil.rmtree(garbage)
         for path in sorted((self.root / COLLECTIONS).glob(f"*/{COLLECTION_FILE}")):
             content = read_json(path)
             self.settings[content["name"]] = content["settings"]
+        self.aliases = {alias: name for alias, name in aliases.items() if name in self.settings}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from qdrant_client import models
 
 from qdrant_qwen_retrieval.embedded.backend import EdgeBase, done
 from qdrant_qwen_retrieval.embedded.edge_process.wire import Packer
-from qdrant_qwen_retrieval.embedded.requests import check_options, plain, selection
-from qdrant_qwen_retrieval.embedded.vectors import Point, pack_points, points_of
+from qdrant_qwen_retrieval.embedded.messages import check_options, plain, selection
+from qdrant_qwen_retrieval.embedded.vectors import Point, check_payloads, pack_points, points_of
 
 MESSAGE_POINTS = 256
 """Points in one message, so that neither process holds more than a few megabytes beside what the caller has."""
@@ -103,7 +103,11 @@ class PointsMixin(EdgeBase):
         return done()
 
     def delete_vectors(
-        self, collection_name: str, vectors: Sequence[str], points: Any, **options: object  # noqa: ANN401
+        self,
+        collection_name: str,
+        vectors: Sequence[str],
+        points: Any,  # noqa: ANN401
+        **options: object,
     ) -> models.UpdateResult:
         """Removes named vectors of the points that are selected."""
         return self._change("delete_vectors", collection_name, points, options, names=list(vectors))
@@ -124,13 +128,21 @@ class PointsMixin(EdgeBase):
         return self._change("set_payload", collection_name, points, options, payload=payload, key=key)
 
     def overwrite_payload(
-        self, collection_name: str, payload: Mapping[str, Any], points: Any, **options: object  # noqa: ANN401
+        self,
+        collection_name: str,
+        payload: Mapping[str, Any],
+        points: Any,  # noqa: ANN401
+        **options: object,
     ) -> models.UpdateResult:
         """Replaces payloads as a whole."""
         return self._change("overwrite_payload", collection_name, points, options, payload=payload)
 
     def delete_payload(
-        self, collection_name: str, keys: Sequence[str], points: Any, **options: object  # noqa: ANN401
+        self,
+        collection_name: str,
+        keys: Sequence[str],
+        points: Any,  # noqa: ANN401
+        **options: object,
     ) -> models.UpdateResult:
         """Removes fields of payloads."""
         return self._change("delete_payload", collection_name, points, options, keys=list(keys))
@@ -193,7 +205,11 @@ class PointsMixin(EdgeBase):
         packer = Packer()
         packed = pack_points(points, self._schema(collection_name), packer)
         mode = getattr(update_mode, "value", update_mode)
-        self._call("upsert", collection_name, packer, points=packed, condition=plain(update_filter), mode=mode)
+        try:
+            self._call("upsert", collection_name, packer, points=packed, condition=plain(update_filter), mode=mode)
+        except (ValueError, TypeError):
+            check_payloads(packed)
+            raise
 
     def _check_points(self, collection_name: str, batches: Iterable[list[Point]]) -> None:
         schema = self._schema(collection_name)
@@ -201,7 +217,12 @@ class PointsMixin(EdgeBase):
             pack_points(batch, schema, Packer())
 
     def _change(
-        self, change: str, collection_name: str, selector: Any, options: Mapping[str, object], **arguments: Any  # noqa: ANN401
+        self,
+        change: str,
+        collection_name: str,
+        selector: Any,  # noqa: ANN401
+        options: Mapping[str, object],
+        **arguments: object,
     ) -> models.UpdateResult:
         check_options(change, options)
         self._call("change", collection_name, change=change, **selection(selector), **arguments)

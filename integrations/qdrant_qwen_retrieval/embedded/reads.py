@@ -10,7 +10,7 @@ from qdrant_client.conversions import common_types as types  # models.QueryRespo
 
 from qdrant_qwen_retrieval.embedded.backend import EdgeBase, Json
 from qdrant_qwen_retrieval.embedded.edge_process.wire import Packer
-from qdrant_qwen_retrieval.embedded.requests import check_options, plain, query_json
+from qdrant_qwen_retrieval.embedded.messages import check_options, plain, query_json
 from qdrant_qwen_retrieval.embedded.vectors import plain_id, record, scored_point
 
 PAGE = 1_000  # points in one message, so that neither process holds all of a long answer twice
@@ -139,9 +139,7 @@ class ReadsMixin(EdgeBase):
         check_options("facet", options)
         if limit < 1:
             raise ValueError(f"limit value {limit} is invalid. Must be 1 or larger.")
-        reply, _ = self._call(
-            "facet", collection_name, key=key, filter=plain(facet_filter), limit=limit, exact=exact
-        )
+        reply, _ = self._call("facet", collection_name, key=key, filter=plain(facet_filter), limit=limit, exact=exact)
         return models.FacetResponse(hits=[models.FacetValueHit(**hit) for hit in reply["hits"]])
 
     def _query(self, request: models.QueryRequest, packer: Packer) -> Json:

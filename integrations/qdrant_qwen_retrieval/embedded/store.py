@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class Store:
             self.engine.stop()
             raise
         self._users = 0
+
+    def drop(self, collection_name: str) -> None:
+        """Removes the files of a collection."""
+        garbage = self.folder.garbage()
+        self.engine.call("drop", shard=self.folder.shard(collection_name), garbage=garbage)
+        shutil.rmtree(self.root / garbage)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:

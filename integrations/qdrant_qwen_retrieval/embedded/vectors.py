@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 from qdrant_client import models
 
 from qdrant_qwen_retrieval.embedded.edge_process.wire import (
@@ -179,6 +181,19 @@ def pack_points(points: Iterable[Point], schema: VectorSchema, packer: Packer) -
             point["payload"] = payload
         packed.append(point)
     return packed
+
+
+def check_payloads(packed: Iterable[Json]) -> None:
+    """Says which payload is no JSON, if one is.
+
+    Raises:
+        ValueError: It cannot be stored.
+    """
+    for point in packed:
+        try:
+            json.dumps(point, allow_nan=False, ensure_ascii=False, default=to_jsonable_python).encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"the payload of point {point['id']} is no JSON: {error}") from error
 
 
 def unpack_struct(value: Json | None, words: Words) -> Any:  # noqa: ANN401 - one of the client's forms

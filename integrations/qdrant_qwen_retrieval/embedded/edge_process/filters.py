@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import qdrant_edge as edge
 
 Json = Mapping[str, Any]
 Native = Any  # the classes of qdrant_edge have no common type
 
 MATCHES: Mapping[str, Callable[[Any], Native]] = {
-    "value": edge.MatchValue,
+    # Of Python's own booleans the binding makes the integers 0 and 1, which match no boolean (qdrant-edge-py 0.9).
+    "value": lambda value: edge.MatchValue(cast(Native, np.bool_(value)) if isinstance(value, bool) else value),
     "text": edge.MatchText,
     "text_any": edge.MatchTextAny,
     "phrase": edge.MatchPhrase,
@@ -26,11 +28,14 @@ def to_filter(value: Json | None) -> edge.Filter | None:
     """A filter; None stays None."""
     if value is None:
         return None
-    clauses = {name: _conditions(value.get(name)) for name in ("must", "should", "must_not")}
-    minimum = value.get("min_should")
-    if minimum is not None:
-        clauses["min_should"] = edge.MinShould(_conditions(minimum["conditions"]), minimum["min_count"])
-    return edge.Filter(**clauses)
+    return edge.Filter(
+        must=_optional(value, "must", _conditions),
+        should=_optional(value, "should", _conditions),
+        must_not=_optional(value, "must_not", _conditions),
+        min_should=_optional(
+            value, "min_should", lambda item: edge.MinShould(_conditions(item["conditions"]), item["min_count"])
+        ),
+    )
 
 
 def to_condition(value: Json) -> Native:
@@ -59,14 +64,12 @@ _CONDITIONS: Mapping[str, Callable[[Any], Native]] = {
     "is_null": lambda value: edge.IsNullCondition(value["key"]),
     "has_id": lambda value: edge.HasIdCondition(set(value)),
     "has_vector": edge.HasVectorCondition,
-    "nested": lambda value: edge.NestedCondition(value["key"], to_filter(value["filter"])),
-    "slice": lambda value: edge.SliceCondition(value["total"], value["index"]),
+    "nested": lambda value: edge.NestedCondition(value["key"], cast(edge.Filter, to_filter(value["filter"]))),
+    "slice": lambda value: cast(Native, edge).SliceCondition(value["total"], value["index"]),  # not in its stubs
 }
 
 
-def _conditions(value: list[Json] | Json | None) -> list[Native] | None:
-    if value is None:
-        return None
+def _conditions(value: list[Json] | Json) -> list[Native]:
     return [to_condition(item) for item in (value if isinstance(value, list) else [value])]
 
 
@@ -76,7 +79,9 @@ def _field_condition(value: Json) -> edge.FieldCondition:
         match=_optional(value, "match", _match),
         range=_optional(value, "range", _range),
         geo_bounding_box=_optional(value, "geo_bounding_box", _box),
-        geo_radius=_optional(value, "geo_radius", lambda item: edge.GeoRadius(geo_point(item["center"]), item["radius"])),
+        geo_radius=_optional(
+            value, "geo_radius", lambda item: edge.GeoRadius(geo_point(item["center"]), item["radius"])
+        ),
         geo_polygon=_optional(value, "geo_polygon", _polygon),
         values_count=_optional(value, "values_count", lambda item: edge.ValuesCount(**item)),
         is_empty=value.get("is_empty"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,9 @@ def _recommend(vectors: _Vectors, query: Json, request: Json) -> Native:
 def _average(positive: list[Native], negative: list[Native]) -> Native:
     """Twice the mean of what is wanted less the mean of what is not, as the server computes it."""
     if not positive:
-        raise ValueError("recommend by average_vector needs at least one positive example; give one, or take best_score")
+        raise ValueError(
+            "recommend by average_vector needs at least one positive example; give one, or take best_score"
+        )
     if any(isinstance(item, edge.SparseVector) or np.ndim(item) != 1 for item in positive + negative):
         raise NotImplementedError(
             "the embedded engine averages dense vectors only; take the strategy best_score or sum_scores"
@@ -205,8 +208,8 @@ def _formula(_vectors: _Vectors, query: Json, _request: Json) -> Native:
 
 
 def _text(_vectors: _Vectors, query: Json, request: Json) -> Native:
-    text = query["text"]
-    asked = {"query": text} if isinstance(text, str) else text
+    text: Any = query["text"]
+    asked: Json = {"query": text} if isinstance(text, str) else text
     scoring = asked.get("scoring")
     if scoring is not None:
         scoring = edge.Bm25Params(**{key: value for key, value in scoring.items() if key in ("k", "b")})
@@ -227,7 +230,12 @@ _QUERIES: Mapping[str, Callable[[_Vectors, Json, Json], Native]] = {
     "sample": lambda _vectors, query, _request: member(edge.Sample, query["sample"]),
 }
 
-_LISTS = {"mult": edge.Expression.Mult, "sum": edge.Expression.Sum, "max": edge.Expression.Max, "min": edge.Expression.Min}
+_LISTS = {
+    "mult": edge.Expression.Mult,
+    "sum": edge.Expression.Sum,
+    "max": edge.Expression.Max,
+    "min": edge.Expression.Min,
+}
 _UNARY = {
     "neg": edge.Expression.Neg,
     "abs": edge.Expression.Abs,
@@ -252,6 +260,14 @@ def to_expression(value: Any) -> Native:  # noqa: ANN401 - a number, a name, or 
     return _EXPRESSIONS[name](content)
 
 
+def _of_list(make: Native, value: list[Any]) -> Native:
+    return make([to_expression(item) for item in value])
+
+
+def _of_one(make: Native, value: Any) -> Native:  # noqa: ANN401 - an expression
+    return make(to_expression(value))
+
+
 def _decay(kind: Native, value: Json) -> Native:
     target = value.get("target")
     return edge.Expression.Decay(
@@ -269,9 +285,9 @@ def _divide(value: Json) -> Native:
 
 
 _EXPRESSIONS: Mapping[str, Callable[[Any], Native]] = {
-    **{name: lambda value, make=make: make([to_expression(item) for item in value]) for name, make in _LISTS.items()},
-    **{name: lambda value, make=make: make(to_expression(value)) for name, make in _UNARY.items()},
-    **{name: lambda value, kind=kind: _decay(kind, value) for name, kind in _DECAYS.items()},
+    **{name: partial(_of_list, make) for name, make in _LISTS.items()},
+    **{name: partial(_of_one, make) for name, make in _UNARY.items()},
+    **{name: partial(_decay, kind) for name, kind in _DECAYS.items()},
     "div": _divide,
     "pow": lambda value: edge.Expression.Pow(to_expression(value["base"]), to_expression(value["exponent"])),
     "geo_distance": lambda value: edge.Expression.GeoDistance(geo_point(value["origin"]), value["to"]),
@@ -284,7 +300,9 @@ def to_payload_selector(value: Any) -> Native:  # noqa: ANN401 - a bool, names, 
     """Which fields of the payload to return."""
     if isinstance(value, dict):
         include = value.get("include")
-        return edge.PayloadSelector.Exclude(value["exclude"]) if include is None else edge.PayloadSelector.Include(include)
+        return (
+            edge.PayloadSelector.Exclude(value["exclude"]) if include is None else edge.PayloadSelector.Include(include)
+        )
     return value
 
 
@@ -292,4 +310,4 @@ def _without(value: Json | None, excluded: set[str | int]) -> edge.Filter | None
     native = to_filter(value)
     if not excluded:
         return native
-    return edge.Filter(must=None if native is None else [native], must_not=[edge.HasIdCondition(excluded)])
+    return edge.Filter(must=None if native is None else [native], must_not=[edge.HasIdCondition(set(excluded))])

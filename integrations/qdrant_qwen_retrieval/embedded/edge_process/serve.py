@@ -104,7 +104,8 @@ def _reply(shards: Shards, request: dict[str, Any], words: Words) -> list[bytes]
         reply, packer = shards.handle(request, words)
         return encode(reply, packer)
     except Exception as error:
-        return encode({"error": _kind(error), "message": str(error)})
+        message = str(error).encode(errors="replace").decode()
+        return encode({"error": _kind(error), "message": message})
 
 
 def _kind(error: Exception) -> str:

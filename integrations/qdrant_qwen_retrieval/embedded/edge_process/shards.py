@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Shards:
     def close(self) -> None:
         """Closes every shard, which writes them to the disk."""
         for name in list(self._open):
-            self._open.pop(name).close()
+            self._close(name)
 
     def do_create(self, request: Json, _words: Words) -> Reply:
         """A new, empty shard."""
@@ -56,16 +57,15 @@ class Shards:
     def do_configure(self, request: Json, _words: Words) -> Reply:
         """Other settings, for what is optimized from now on."""
         config = shard_config(request["config"])
-        self.do_close(request, _words)
+        self._close(request["shard"])
         folder = str(self._root / request["shard"])
         self._open[request["shard"]] = edge.EdgeShard.load(folder, config)
         return DONE
 
-    def do_close(self, request: Json, _words: Words) -> Reply:
-        """Closes one shard, so that its folder can be removed."""
-        shard = self._open.pop(request["shard"], None)
-        if shard is not None:
-            shard.close()
+    def do_drop(self, request: Json, _words: Words) -> Reply:
+        """Closes a shard and renames the folder it is in, before anybody can open it again."""
+        self._close(request["shard"])
+        os.replace((self._root / request["shard"]).parent, self._root / request["garbage"])
         return DONE
 
     def do_flush(self, request: Json, _words: Words) -> Reply:
@@ -103,9 +103,7 @@ class Shards:
     def do_update_vectors(self, request: Json, words: Words) -> Reply:
         """Other vectors for points that exist."""
         points = [edge.PointVectors(point["id"], _struct(point["vector"], words)) for point in request["points"]]
-        self._update(
-            request, edge.UpdateOperation.update_vectors(points, to_filter(request.get("condition"))), words
-        )
+        self._update(request, edge.UpdateOperation.update_vectors(points, to_filter(request.get("condition"))), words)
         return DONE
 
     def do_change(self, request: Json, words: Words) -> Reply:
@@ -192,11 +190,14 @@ class Shards:
 
     def do_facet(self, request: Json, _words: Words) -> Reply:
         """How often each value of a payload field occurs."""
-        facet = edge.FacetRequest(
-            request["key"], request["limit"], request["exact"], to_filter(request.get("filter"))
-        )
+        facet = edge.FacetRequest(request["key"], request["limit"], request["exact"], to_filter(request.get("filter")))
         hits = self._shard(request).facet(facet)
         return {"hits": [{"value": hit.value, "count": hit.count} for hit in hits]}, None
+
+    def _close(self, name: str) -> None:
+        shard = self._open.pop(name, None)
+        if shard is not None:
+            shard.close()
 
     def _shard(self, request: Mapping[str, Any]) -> edge.EdgeShard:
         name = request["shard"]

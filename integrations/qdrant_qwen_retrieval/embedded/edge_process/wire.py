@@ -1,14 +1,15 @@
 """Messages between a client and the engine's process: JSON, and the numbers of vectors as raw bytes.
 
 A message is ``<length of JSON: u64><length of words: u64><JSON><words>``, little endian. In the JSON a vector is a
-reference into the words, 4 bytes each: ``{"at": first word, "shape": [n]}`` for a dense float32 vector, ``[rows, n]`` for
-a multivector, and ``{"at": first word, "nnz": n}`` for n uint32 indices followed by n float32 values.
+reference into the words, 4 bytes each: ``{"at": first word, "shape": [n]}`` for a dense float32 vector, with ``[rows, n]``
+for a multivector, and ``{"at": first word, "nnz": n}`` for n uint32 indices followed by n float32 values.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,18 +75,21 @@ def unpack_sparse(reference: dict[str, Any], words: Words) -> tuple[npt.NDArray[
     return words[at : at + count].view(np.uint32), words[at + count : at + 2 * count]
 
 
-def encode(message: dict[str, Any], packer: Packer | None = None) -> list[bytes]:
+def encode(
+    message: dict[str, Any], packer: Packer | None = None, default: Callable[[Any], Any] | None = None
+) -> list[bytes]:
     """A message as bytes to write one after the other.
 
     Args:
         message: JSON values.
         packer: What collected the numbers that `message` refers to.
+        default: Makes JSON of values that are not.
 
     Raises:
-        ValueError: A number is NaN or infinite, which JSON does not have.
+        ValueError: A number is NaN or infinite, which JSON does not have, or a text is no Unicode.
         TypeError: A value is none of JSON's.
     """
-    text = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(message, allow_nan=False, ensure_ascii=False, default=default, separators=(",", ":")).encode()
     words = packer.words() if packer is not None else b""
     return [_LENGTHS.pack(len(text), len(words)) + text, words]
 
