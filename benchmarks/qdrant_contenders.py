@@ -6,9 +6,9 @@ import os
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "false"
 
-import warnings
-from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,196 +32,123 @@ from qdrant_qwen_retrieval import QdrantIndex, Record
 MEMORY = ":memory:"
 
 
-class Contender(ABC):
-    """A store: filled once, searched often, closed.
+@dataclass(frozen=True)
+class Filled:
+    """A store that has all records.
 
-    Args:
-        embedder: Gives the vectors of texts.
-        folder: An empty one; those that keep everything in memory leave it empty.
+    Attributes:
+        search: The numbers of the ten records nearest to a text, best first.
+        close: Gives everything back.
     """
 
-    def __init__(self, embedder: PrecomputedEmbedder, folder: Path) -> None:
-        self.embedder = embedder
-        self.folder = folder
-
-    @abstractmethod
-    def ingest(self, records: list[Record]) -> None:
-        """From records to points that can be found."""
-
-    @abstractmethod
-    def search(self, text: str) -> list[int]:
-        """The numbers of the ten records nearest to a text, best first."""
-
-    def close(self) -> None:
-        """Give everything back."""
+    search: Callable[[str], list[int]]
+    close: Callable[[], object]
 
 
-class Ours(Contender):
-    """`QdrantIndex` on the embedded engine, on disk."""
-
-    def ingest(self, records: list[Record]) -> None:
-        self.index = QdrantIndex("bench", embedder=self.embedder, path=self.folder)
-        self.index.ingest(records, chunk_size=None)
-
-    def search(self, text: str) -> list[int]:
-        return [_number(hit.record_id) for hit in self.index.search(text, limit=10)]
-
-    def close(self) -> None:
-        self.index.close()
+Contender = Callable[[PrecomputedEmbedder, Path, list[Record]], Filled]
+"""Takes records into a new store: what is measured. The folder is empty; what keeps all in memory leaves it so."""
 
 
-class OursWithGraph(Ours):
-    """The same, with the graph built, which counts as a part of ingesting."""
+def ours(embedder: PrecomputedEmbedder, folder: Path, records: list[Record], *, graph: bool) -> Filled:
+    """`QdrantIndex` on the embedded engine, on disk; building the graph counts as a part of ingesting."""
+    index = QdrantIndex("bench", embedder=embedder, path=folder)
+    index.ingest(records, chunk_size=None, optimize=graph)
+    return Filled(lambda text: [_number(hit.record_id) for hit in index.search(text, limit=10)], index.close)
 
-    def ingest(self, records: list[Record]) -> None:
-        super().ingest(records)
-        self.index.optimize()
 
+def client(embedder: PrecomputedEmbedder, folder: Path, records: list[Record], *, on_disk: bool) -> Filled:
+    """qdrant-client's local mode, by `upload_points`."""
+    client = _local_client(folder, on_disk)
+    size = models.VectorParams(size=embedder.dimensions, distance=models.Distance.COSINE)
+    client.create_collection("bench", vectors_config=size)
+    vectors = embedder.embed_documents([record.text for record in records])
+    client.upload_points(
+        "bench",
+        (
+            models.PointStruct(
+                id=_number(record.id), vector=row, payload={"content": record.text, "meta": dict(record.metadata)}
+            )
+            for record, row in zip(records, vectors.tolist(), strict=True)
+        ),
+    )
 
-class Client(Contender):
-    """qdrant-client's local mode in memory, by `upload_points`."""
-
-    location = MEMORY
-
-    def ingest(self, records: list[Record]) -> None:
-        self.client = local_client(self.location, self.folder)
-        size = models.VectorParams(size=self.embedder.dimensions, distance=models.Distance.COSINE)
-        self.client.create_collection("bench", vectors_config=size)
-        vectors = self.embedder.embed_documents([record.text for record in records])
-        self.client.upload_points(
-            "bench",
-            (
-                models.PointStruct(
-                    id=_number(record.id), vector=row, payload={"content": record.text, "meta": dict(record.metadata)}
-                )
-                for record, row in zip(records, vectors.tolist(), strict=True)
-            ),
-        )
-
-    def search(self, text: str) -> list[int]:
-        vector = self.embedder.embed_queries([text])[0]
-        found = self.client.query_points("bench", query=vector, limit=10, with_payload=True)
+    def search(text: str) -> list[int]:
+        found = client.query_points("bench", query=embedder.embed_queries([text])[0], limit=10, with_payload=True)
         return [int(point.id) for point in found.points]
 
-    def close(self) -> None:
-        self.client.close()
+    return Filled(search, client.close)
 
 
-class ClientOnDisk(Client):
-    """The same with ``path=``."""
-
-    location = "path"
-
-
-class LangChain(Contender):
-    """`QdrantVectorStore.from_documents` in memory."""
-
-    on_disk = False
-
-    def ingest(self, records: list[Record]) -> None:
-        documents = [
-            LangChainDocument(record.text, metadata=dict(record.metadata) | {"id": record.id}) for record in records
-        ]
-        place: dict[str, Any] = {"path": str(self.folder)} if self.on_disk else {"location": MEMORY}
-        self.store = LangChainStore.from_documents(
-            documents, _LangChainVectors(self.embedder), collection_name="bench", **place
-        )
-
-    def search(self, text: str) -> list[int]:
-        return [_number(found.metadata["id"]) for found in self.store.similarity_search(text, k=10)]
-
-    def close(self) -> None:
-        self.store.client.close()
+def langchain(embedder: PrecomputedEmbedder, folder: Path, records: list[Record], *, on_disk: bool) -> Filled:
+    """`QdrantVectorStore.from_documents`."""
+    documents = [
+        LangChainDocument(record.text, metadata=dict(record.metadata) | {"id": record.id}) for record in records
+    ]
+    store = LangChainStore.from_documents(
+        documents, _LangChainVectors(embedder), collection_name="bench", **_place(folder, on_disk)
+    )
+    return Filled(
+        lambda text: [_number(found.metadata["id"]) for found in store.similarity_search(text, k=10)],
+        store.client.close,
+    )
 
 
-class LangChainOnDisk(LangChain):
-    """The same with ``path=``."""
-
-    on_disk = True
-
-
-class LlamaIndex(Contender):
-    """`VectorStoreIndex.from_documents` in memory; without splitting, which the others do not do either."""
-
-    location = MEMORY
-
-    def ingest(self, records: list[Record]) -> None:
-        documents = [
-            LlamaIndexDocument(text=record.text, metadata=dict(record.metadata) | {"id": record.id})
-            for record in records
-        ]
-        self.client = local_client(self.location, self.folder)
-        context = StorageContext.from_defaults(
-            vector_store=LlamaIndexStore(client=self.client, collection_name="bench")
-        )
-        model = _LlamaIndexVectors(self.embedder)
-        self.index = VectorStoreIndex.from_documents(
-            documents, storage_context=context, embed_model=model, transformations=[]
-        )
-        self.retriever = self.index.as_retriever(similarity_top_k=10)
-
-    def search(self, text: str) -> list[int]:
-        return [_number(found.node.metadata["id"]) for found in self.retriever.retrieve(text)]
-
-    def close(self) -> None:
-        self.client.close()
+def llama_index(embedder: PrecomputedEmbedder, folder: Path, records: list[Record], *, on_disk: bool) -> Filled:
+    """`VectorStoreIndex.from_documents`; without splitting, which the others do not do either."""
+    documents = [
+        LlamaIndexDocument(text=record.text, metadata=dict(record.metadata) | {"id": record.id}) for record in records
+    ]
+    client = _local_client(folder, on_disk)
+    context = StorageContext.from_defaults(vector_store=LlamaIndexStore(client=client, collection_name="bench"))
+    model = _LlamaIndexVectors(embedder)
+    index = VectorStoreIndex.from_documents(documents, storage_context=context, embed_model=model, transformations=[])
+    retriever = index.as_retriever(similarity_top_k=10)
+    return Filled(lambda text: [_number(found.node.metadata["id"]) for found in retriever.retrieve(text)], client.close)
 
 
-class LlamaIndexOnDisk(LlamaIndex):
-    """The same with ``path=``."""
+def haystack(embedder: PrecomputedEmbedder, folder: Path, records: list[Record], *, on_disk: bool) -> Filled:
+    """`DocumentWriter`, of documents that have their vectors."""
+    vectors = embedder.embed_documents([record.text for record in records]).tolist()
+    documents = [
+        HaystackDocument(id=record.id, content=record.text, meta=dict(record.metadata), embedding=row)
+        for record, row in zip(records, vectors, strict=True)
+    ]
+    store = QdrantDocumentStore(index="bench", embedding_dim=embedder.dimensions, **_place(folder, on_disk))
+    DocumentWriter(store).run(documents)
+    retriever = QdrantEmbeddingRetriever(store, top_k=10)
 
-    location = "path"
+    def search(text: str) -> list[int]:
+        found = retriever.run(query_embedding=embedder.embed_queries([text])[0].tolist())
+        return [_number(document.id) for document in found["documents"]]
 
-
-class Haystack(Contender):
-    """`DocumentWriter` in memory, of documents that have their vectors."""
-
-    on_disk = False
-
-    def ingest(self, records: list[Record]) -> None:
-        vectors = self.embedder.embed_documents([record.text for record in records]).tolist()
-        documents = [
-            HaystackDocument(id=record.id, content=record.text, meta=dict(record.metadata), embedding=row)
-            for record, row in zip(records, vectors, strict=True)
-        ]
-        place: dict[str, Any] = {"path": str(self.folder)} if self.on_disk else {"location": MEMORY}
-        self.store = QdrantDocumentStore(index="bench", embedding_dim=self.embedder.dimensions, **place)
-        DocumentWriter(self.store).run(documents)
-        self.retriever = QdrantEmbeddingRetriever(self.store, top_k=10)
-
-    def search(self, text: str) -> list[int]:
-        vector = self.embedder.embed_queries([text])[0].tolist()
-        return [_number(found.id) for found in self.retriever.run(query_embedding=vector)["documents"]]
-
-    def close(self) -> None:
-        with suppress(AttributeError):  # opened only when it was used
-            self.store._client.close()
+    return Filled(search, _opened(store).close)
 
 
-class HaystackOnDisk(Haystack):
-    """The same with ``path=``."""
-
-    on_disk = True
-
-
-CONTENDERS: dict[str, type[Contender]] = {
-    "ours, embedded": Ours,
-    "ours, embedded, with graph": OursWithGraph,
-    "qdrant-client :memory:": Client,
-    "LangChain :memory:": LangChain,
-    "LlamaIndex :memory:": LlamaIndex,
-    "Haystack :memory:": Haystack,
-    "qdrant-client path=": ClientOnDisk,
-    "LangChain path=": LangChainOnDisk,
-    "LlamaIndex path=": LlamaIndexOnDisk,
-    "Haystack path=": HaystackOnDisk,
+CONTENDERS: dict[str, Contender] = {
+    "ours, embedded": partial(ours, graph=False),
+    "ours, embedded, with graph": partial(ours, graph=True),
+    "qdrant-client :memory:": partial(client, on_disk=False),
+    "LangChain :memory:": partial(langchain, on_disk=False),
+    "LlamaIndex :memory:": partial(llama_index, on_disk=False),
+    "Haystack :memory:": partial(haystack, on_disk=False),
+    "qdrant-client path=": partial(client, on_disk=True),
+    "LangChain path=": partial(langchain, on_disk=True),
+    "LlamaIndex path=": partial(llama_index, on_disk=True),
+    "Haystack path=": partial(haystack, on_disk=True),
 }
 
 
-def local_client(location: str, folder: Path) -> QdrantClient:
-    """qdrant-client's local mode, in memory or in a folder."""
-    warnings.filterwarnings("ignore", message="Local mode is not recommended", category=UserWarning)
-    return QdrantClient(MEMORY) if location == MEMORY else QdrantClient(path=str(folder))
+def _place(folder: Path, on_disk: bool) -> dict[str, Any]:
+    return {"path": str(folder)} if on_disk else {"location": MEMORY}
+
+
+def _local_client(folder: Path, on_disk: bool) -> QdrantClient:
+    return QdrantClient(**_place(folder, on_disk))
+
+
+def _opened(store: QdrantDocumentStore) -> QdrantClient:
+    assert store._client is not None  # by its first use
+    return store._client
 
 
 def _number(identifier: str) -> int:
@@ -236,8 +163,7 @@ class _LangChainVectors(Embeddings):
         return self._embedder.embed_documents(texts).tolist()  # type: ignore[no-any-return]
 
     def embed_query(self, text: str) -> list[float]:
-        # LangChain measures the length of a vector with a text of its own.
-        return self.embed_documents([text if text[:1].isdigit() else "0"])[0]
+        return self.embed_documents([text])[0]
 
 
 class _LlamaIndexVectors(BaseEmbedding):

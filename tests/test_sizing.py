@@ -127,7 +127,8 @@ def test_each_size_is_the_sum_of_its_parts(chunks: str, vectors: int, codes: int
     (row,) = (one for one in table("chunks") if one["chunks"] == chunks)
     count = number(chunks) * (1e3 if "thousand" in chunks else 1e6)
     stated = row["disk and memory (D, 0.6B, `compact`)"].split(", ")
-    disk = count * (vectors + codes + 100 + 45 + 2 * 90 + 958) / 1e9
+    payload = number(table("layout")[0]["bytes on disk"])
+    disk = count * (vectors + codes + 100 + 45 + 2 * 90 + payload) / 1e9
     memory = count * ((codes + 145) if "on_disk=True" in row["options"] else vectors) * 1.5 / 1e9
     assert agree(stated[0], disk)
     assert len(stated) == 1 or agree(stated[1], memory)

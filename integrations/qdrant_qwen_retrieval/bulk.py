@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    backoff = tenacity.wait_exponential_jitter(initial=0.1, max=5)(state)
+    backoff = tenacity.wait_random_exponential(multiplier=0.5, max=5)(state)
     return max(backoff, retry_after(error) if error else 0.0)
 
 

@@ -55,8 +55,8 @@ def open_langchain(
 ) -> LangChainStore:
     """LangChain's own store over the collection.
 
-    Filters are Qdrant's; `index.collection.layout.field(name)` is the path of a metadata field. Asynchronous methods run
-    in threads.
+    Filters are Qdrant's; `index.collection.layout.field(name)` is the path of a metadata field. Asynchronous methods
+    run in threads.
 
     Args:
         index: A `QdrantIndex` of layout compact, langchain or universal.

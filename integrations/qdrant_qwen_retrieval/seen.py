@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -17,15 +15,11 @@ class Seen:
     """Which records occurred in the input of a run; a temporary file that vanishes with it. Thread-safe."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="qwen-retrieval-", ignore_cleanup_errors=True)
         self._lock = Lock()
-        file = Path(self._folder.name) / "seen.sqlite"
-        self._database = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-        for setting in (
-            "journal_mode=OFF",
-            "synchronous=OFF",
-            "locking_mode=EXCLUSIVE",
-        ):  # nobody reads it after a crash
+        # Without a name it is a temporary file, which SQLite removes from its folder as soon as it is open, so that not
+        # even a killed run leaves it behind: https://www.sqlite.org/inmemorydb.html#temp_db
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for setting in ("temp_store=FILE", "journal_mode=OFF", "synchronous=OFF"):  # nobody reads it after a crash
             self._database.execute(f"PRAGMA {setting}")
         self._database.execute(
             "CREATE TABLE seen (id TEXT PRIMARY KEY, chunks INTEGER, failed INTEGER DEFAULT 0) WITHOUT ROWID"
@@ -78,7 +72,6 @@ class Seen:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._database.close()
-        self._folder.cleanup()
 
 
 def _storable(record_id: str) -> str:

@@ -534,34 +534,6 @@ class TestBulkLoad:
         assert threshold(store) == 12_345
         assert loads(store) == []
 
-    @pytest.fixture
-    def killed(self, store: Store) -> Store:
-        """A store in which a load was killed on this machine."""
-        program = (
-            "import os, sys\n"
-            "from qdrant_client import QdrantClient\n"
-            "from qdrant_qwen_retrieval.bulk import deferred_indexing\n"
-            "client = QdrantClient(url=sys.argv[1], check_compatibility=False)\n"
-            "with deferred_indexing(client, 'test'):\n"
-            "    os._exit(9)\n"
-        )
-        url = str(store.client.init_options["url"])
-        process = subprocess.run([sys.executable, "-c", program, url], check=False, timeout=60)
-        assert process.returncode == 9
-        assert threshold(store) == bulk.DEFERRED
-        return store
-
-    def test_the_next_who_opens_the_collection_restores_what_a_killed_load_left(self, killed: Store) -> None:
-        open_collection(killed)
-        assert threshold(killed) == 12_345
-        assert loads(killed) == []
-
-    def test_the_next_load_does_not_take_the_raised_value_for_the_old_one(self, killed: Store) -> None:
-        with bulk.deferred_indexing(killed.client, "test"):
-            assert threshold(killed) == bulk.DEFERRED
-        assert threshold(killed) == 12_345
-        assert loads(killed) == []
-
     def test_a_load_of_another_machine_is_dead_when_it_says_nothing_any_more(self, store: Store) -> None:
         def note(renewed: float) -> None:
             load = {"indexing_threshold": 12_345, "renewed": renewed, "machine": "another", "process": 1}
@@ -628,6 +600,40 @@ class TestBulkLoad:
         collection.ensure()
         with collection.bulk_load():
             assert collection.count() == 0
+
+
+class TestAfterAKill:
+    @pytest.fixture
+    def killed(self, server: Server) -> Iterator[Store]:
+        """A store in which a load was killed on this machine."""
+        store = connect(server)
+        open_collection(store).ensure()
+        store.client.update_collection("test", optimizers_config=models.OptimizersConfigDiff(indexing_threshold=12_345))
+        program = (
+            "import os, sys\n"
+            "from qdrant_client import QdrantClient\n"
+            "from qdrant_qwen_retrieval.bulk import deferred_indexing\n"
+            "client = QdrantClient(url=sys.argv[1], check_compatibility=False)\n"
+            "with deferred_indexing(client, 'test'):\n"
+            "    os._exit(9)\n"
+        )
+        url = str(store.client.init_options["url"])
+        process = subprocess.run([sys.executable, "-c", program, url], check=False, timeout=60)
+        assert process.returncode == 9
+        assert threshold(store) == bulk.DEFERRED
+        yield store
+        store.close()
+
+    def test_the_next_who_opens_the_collection_restores_what_a_killed_load_left(self, killed: Store) -> None:
+        open_collection(killed)
+        assert threshold(killed) == 12_345
+        assert loads(killed) == []
+
+    def test_the_next_load_does_not_take_the_raised_value_for_the_old_one(self, killed: Store) -> None:
+        with bulk.deferred_indexing(killed.client, "test"):
+            assert threshold(killed) == bulk.DEFERRED
+        assert threshold(killed) == 12_345
+        assert loads(killed) == []
 
 
 def test_options_are_recorded_in_one_form() -> None:

@@ -85,6 +85,7 @@ def ranked(query: str, **metadata: Any) -> list[str]:
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     opened = open_store(":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store"))
     yield opened
+    shared.cache_clear()
     opened.close()
 
 

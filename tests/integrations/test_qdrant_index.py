@@ -270,7 +270,7 @@ class TestOpening:
             index.ingest(RECORDS)
         with QdrantIndex("c", embedder=make_embedder(), path=str(tmp_path)) as index:
             assert (index.name, index.layout, index.count()) == ("c", "universal", 4)
-            assert index.search("two b", limit=1)[0].text == "b two"
+            assert index.search("b two", limit=1, instruction="", hybrid=False)[0].text == "b two"
 
     def test_a_refusal_leaves_the_folder_unlocked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with QdrantIndex("c", embedder=make_embedder(), path=tmp_path) as index:

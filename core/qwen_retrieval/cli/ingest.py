@@ -96,7 +96,7 @@ def ingest(
     settings = {
         "layout": layout and layout.value,
         "stages": stages or None,
-        "quantization": quantization,
+        "quantization": quantization and quantization.value,
         "hybrid": hybrid,
     }
     options = {
@@ -109,15 +109,13 @@ def ingest(
     }
     with _open(store, collection, (model, dimensions), settings, load, dry_run) as index:
         report = _run(index, paths, options)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        _print(report, collection)
+    typer.echo(json.dumps(report.to_dict(), indent=2)) if as_json else _print(report, collection)
+    if not as_json and not dry_run:
         display.note(f'search it: qwen-retrieval search "…" {store.arguments()} --collection {shlex.quote(collection)}')
     if report.failed:
         note_failures(report)
-        where = f"they are in {dead_letter}" if dead_letter else "--dead-letter FILE keeps them"
-        display.note(f"{report.failed:,} records failed; {where}")
+        where = f"see {dead_letter}" if dead_letter and not dry_run else "--dead-letter FILE keeps what failed"
+        display.note(f"failed records: {report.failed:,}; {where}")
         raise typer.Exit(guard.INCOMPLETE)
 
 
@@ -170,19 +168,22 @@ def _print(report: IngestReport, collection: str) -> None:
     """The figures of a report, as a table."""
     title = f"{collection}: what would be done" if report.dry_run else collection
     table = display.table(title, {"": False, "number": True, " ": False})
-    speed = report.records / report.seconds if report.seconds else 0.0
     rows = {
-        "records": (report.records, f"{speed:,.0f} per second"),
+        "records": (report.records, _rate(report.records, report)),
         "chunks": (report.chunks, ""),
         "embedded": (report.embedded, "new, or with another text"),
         "skipped": (report.skipped, "unchanged"),
         "replaced": (report.replaced, "with another text or other metadata"),
         "deleted": (report.deleted, "points of records that are shorter or gone"),
         "failed": (report.failed, "records"),
-        "tokens": (report.tokens, f"{report.tokens / report.seconds if report.seconds else 0.0:,.0f} per second"),
+        "tokens": (report.tokens, _rate(report.tokens, report)),
         "truncated": (report.truncated, "chunks longer than the model reads"),
-        "points": (report.points, "in the collection now"),
+        "points": (report.points, "in the collection then" if report.dry_run else "in the collection now"),
     }
     for name, (number, meaning) in rows.items():
         table.add_row(name, f"{number:,}", meaning)
     display.show(table)
+
+
+def _rate(count: int, report: IngestReport) -> str:
+    return "" if report.dry_run or not report.seconds else f"{count / report.seconds:,.0f} per second"

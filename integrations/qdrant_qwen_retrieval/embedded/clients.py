@@ -65,6 +65,8 @@ class EmbeddedQdrantClient(QdrantClient):
     the same folder in this process, sync or async, shares it. Methods are those of `QdrantClient` and may be called
     from any thread. A write is in the engine's log when its method returns, and survives the end of both processes.
 
+    Numbers in payloads may come back changed in the last of their 17 digits, which is how the engine stores them.
+
     A collection needs about 100 MB of log beside its data (32 MB files, mostly empty, and at most 64 MB of vectors that
     are not flushed yet); opening reads what was not flushed again.
 

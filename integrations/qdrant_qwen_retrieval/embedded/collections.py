@@ -45,7 +45,7 @@ class CollectionsMixin(EdgeBase):
         """Makes an empty collection.
 
         Args:
-            collection_name: By the server's rules: none of its forbidden characters, such as ``/ : *``, at most 255 characters.
+            collection_name: By the server's rules: none of the characters that it forbids, at most 255.
             vectors_config: Dense vectors: one without a name, or several by name.
             sparse_vectors_config: Sparse vectors by name.
             metadata: JSON to keep with it.

@@ -78,7 +78,9 @@ def query_json(request: models.QueryRequest | models.Prefetch, packer: Packer, s
         items = request.prefetch if isinstance(request.prefetch, list) else [request.prefetch]
         value["prefetch"] = [query_json(item, packer, shard) for item in items]
     if request.lookup_from is not None:
-        value["lookup_from"] = {"shard": shard(request.lookup_from.collection), "vector": request.lookup_from.vector}
+        value["lookup_from"] = {"shard": shard(request.lookup_from.collection)}
+        if request.lookup_from.vector is not None:
+            value["lookup_from"]["vector"] = request.lookup_from.vector
     return value
 
 
@@ -96,6 +98,10 @@ def _pack_vectors(value: Any, packer: Packer) -> Any:  # noqa: ANN401
         return [_pack_vectors(item, packer) for item in value]
     if not isinstance(value, dict):
         return value
+    if "recommend" in value:  # the one place where these fields are lists of examples
+        examples = {"positive", "negative"} & value["recommend"].keys()
+        packed = {name: [_vector_input(item, packer) for item in value["recommend"][name]] for name in examples}
+        return {"recommend": {**value["recommend"], **packed}}
     return {
         name: _vector_input(item, packer) if name in _VECTOR_FIELDS else _pack_vectors(item, packer)
         for name, item in value.items()
@@ -109,6 +115,4 @@ def _vector_input(value: Any, packer: Packer) -> Any:  # noqa: ANN401
         return plain(value)
     if isinstance(value, dict):
         return value
-    if isinstance(value, list) and value and not isinstance(value[0], int | float):
-        return [_vector_input(item, packer) for item in value]  # examples, or the rows of a multivector
     return packer.dense(to_float32("of the query", value))

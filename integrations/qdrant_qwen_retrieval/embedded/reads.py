@@ -103,10 +103,10 @@ class ReadsMixin(EdgeBase):
         with_vectors: bool | Sequence[str] = False,
         **options: object,
     ) -> list[models.Record]:
-        """The points with these ids that exist."""
+        """The points with these ids that exist, in this order."""
         check_options("retrieve", options)
         wanted = [plain_id(item) for item in ids]
-        records: list[models.Record] = []
+        records: dict[Any, models.Record] = {}
         for start in range(0, len(wanted), PAGE):
             reply, words = self._call(
                 "retrieve",
@@ -115,8 +115,8 @@ class ReadsMixin(EdgeBase):
                 with_payload=plain(with_payload),
                 with_vector=with_vectors,
             )
-            records += [record(item, words) for item in reply["records"]]
-        return records
+            records |= {item["id"]: record(item, words) for item in reply["records"]}
+        return [records[item] for item in wanted if item in records]
 
     def count(
         self, collection_name: str, count_filter: models.Filter | None = None, exact: bool = True, **options: object

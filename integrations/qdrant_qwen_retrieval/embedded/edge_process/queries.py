@@ -106,7 +106,7 @@ class QueryReader:
             return None, set()
         lookup = value.get("lookup_from") or {}
         other = lookup.get("shard")
-        vectors = _Vectors(self.words, self.look_up(other), lookup.get("vector") or value.get("using") or "")
+        vectors = _Vectors(self.words, self.look_up(other), lookup.get("vector", value.get("using", "")))
         for name, make in _QUERIES.items():
             if name in query:
                 native = make(vectors, query, value)
@@ -123,12 +123,10 @@ class _Vectors:
     vector_name: str
     named: set[str | int] = field(default_factory=set)
 
-    def __call__(self, value: Any) -> Native:  # noqa: ANN401 - an id, a reference, or a list of references
+    def __call__(self, value: Any) -> Native:  # noqa: ANN401 - an id, a reference, or a sparse vector
         if isinstance(value, str | int):
             self.named.add(value)
             return self.look_up(value, self.vector_name)
-        if isinstance(value, list):
-            return [self(item) for item in value]
         if is_reference(value) or "indices" in value:
             return to_vector(value, self.words)
         raise NotImplementedError(f"the embedded engine cannot query by {sorted(value)}; pass a vector")
@@ -298,12 +296,11 @@ _EXPRESSIONS: Mapping[str, Callable[[Any], Native]] = {
 
 def to_payload_selector(value: Any) -> Native:  # noqa: ANN401 - a bool, names, or a dict
     """Which fields of the payload to return."""
-    if isinstance(value, dict):
-        include = value.get("include")
-        return (
-            edge.PayloadSelector.Exclude(value["exclude"]) if include is None else edge.PayloadSelector.Include(include)
-        )
-    return value
+    if not isinstance(value, dict):
+        return value
+    if "include" in value:
+        return edge.PayloadSelector.Include(value["include"])
+    return edge.PayloadSelector.Exclude(value["exclude"])
 
 
 def _without(value: Json | None, excluded: set[str | int]) -> edge.Filter | None:

@@ -157,7 +157,11 @@ class Shards:
         reader = QueryReader(words, lambda other: self._look_up(self._shard({"shard": other}) if other else shard))
         queries = [reader.request(query) for query in request["queries"]]
         packer = Packer()
-        results = [[_scored(point, packer) for point in found] for found in _run(shard, queries)]
+        asked = [query.get("with_vector") for query in request["queries"]]
+        results = [
+            [_scored(point, wanted, packer) for point in found]
+            for wanted, found in zip(asked, _run(shard, queries), strict=True)
+        ]
         return {"results": results}, packer
 
     def do_scroll(self, request: Json, _words: Words) -> Reply:
@@ -266,8 +270,11 @@ def _record(record: Native, packer: Packer) -> dict[str, Any]:
     return plain
 
 
-def _scored(point: Native, packer: Packer) -> dict[str, Any]:
-    return {**_record(point, packer), "score": point.score, "version": point.version}
+def _scored(point: Native, with_vector: Native, packer: Packer) -> dict[str, Any]:
+    plain = {**_record(point, packer), "score": point.score, "version": point.version}
+    if not with_vector:
+        plain.pop("vector", None)  # which MMR returns unasked (qdrant-edge-py 0.9)
+    return plain
 
 
 def _pack_struct(vector: Native, packer: Packer) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Messages between a client and the engine's process: JSON, and the numbers of vectors as raw bytes.
 
 A message is ``<length of JSON: u64><length of words: u64><JSON><words>``, little endian. In the JSON a vector is a
-reference into the words, 4 bytes each: ``{"at": first word, "shape": [n]}`` for a dense float32 vector, with ``[rows, n]``
+reference into the words, 4 bytes each: ``{"at": first word, "shape": [n]}`` for a dense float32 vector, ``[rows, n]``
 for a multivector, and ``{"at": first word, "nnz": n}`` for n uint32 indices followed by n float32 values.
 """
 
