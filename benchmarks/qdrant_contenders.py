@@ -113,7 +113,9 @@ def haystack(embedder: PrecomputedEmbedder, folder: Path, records: list[Record],
         HaystackDocument(id=record.id, content=record.text, meta=dict(record.metadata), embedding=row)
         for record, row in zip(records, vectors, strict=True)
     ]
-    store = QdrantDocumentStore(index="bench", embedding_dim=embedder.dimensions, **_place(folder, on_disk))
+    store = QdrantDocumentStore(
+        index="bench", embedding_dim=embedder.dimensions, progress_bar=False, **_place(folder, on_disk)
+    )
     DocumentWriter(store).run(documents)
     retriever = QdrantEmbeddingRetriever(store, top_k=10)
 

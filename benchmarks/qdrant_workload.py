@@ -84,6 +84,10 @@ class PrecomputedEmbedder(Embedder):
         numbers = [int(text[:_DIGITS]) if text[:_DIGITS].isdigit() else 0 for text in documents]
         return self._rows[np.array(numbers, dtype=np.int64) % len(self._rows)]
 
+    async def aembed_documents(self, documents: Sequence[str], **_: Any) -> FloatArray:  # noqa: ANN401
+        """The same."""
+        return self.embed_documents(documents)
+
     def embed_queries(self, queries: Sequence[str], **_: Any) -> FloatArray:  # noqa: ANN401
         """The same: a query is the text of a record."""
         return self.embed_documents(queries)

@@ -92,7 +92,7 @@ def run(
         try:
             points = ingestion.run(reader, workers, delete_missing=delete_missing)
         except IngestError as error:
-            raise IngestError(f"{error}. {tally.so_far()}") from error
+            raise IngestError(f"{str(error).rstrip('.')}. {tally.so_far()}") from error
         except BaseException as error:
             error.add_note(tally.so_far())
             raise

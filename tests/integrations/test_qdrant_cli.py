@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from qdrant_qwen_retrieval import IngestReport, Record, settings
+from qdrant_qwen_retrieval import IngestReport, QdrantIndex, Record, settings
 from qdrant_qwen_retrieval.layouts import LayoutName
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.cli import app
@@ -113,6 +113,9 @@ def test_a_dry_run_loads_nothing_and_writes_nothing(rows: Path, loads: Loads) ->
     assert (report["records"], report["chunks"], report["embedded"]) == (3, 3, 3)
     assert loads.asked == []
     assert not Path("store").exists()
+    ingest(str(rows))
+    assert json.loads(run("ingest", str(rows), *STORE, "-c", "new", *DEMO, "--dry-run", "--json"))["embedded"] == 3
+    assert [facts["collection"] for facts in json.loads(run("collection", *STORE, "--json"))] == ["handbook"]
 
 
 def test_a_dry_run_tells_what_is_new_and_what_has_changed(rows: Path, loads: Loads) -> None:
@@ -264,7 +267,7 @@ def test_ctrl_c_keeps_what_is_there_and_the_next_run_goes_on(tmp_path: Path) -> 
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, start_new_session=True, check=False)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1] == "interrupted"
-    assert "goes on from here" in done.stderr
+    assert "goes on from there" in done.stderr
     (facts,) = json.loads(run("collection", *STORE, "--json"))
     assert 0 < facts["points"] < 5000
     report = ingest("many.jsonl", "--dry-run")
@@ -284,6 +287,18 @@ def test_search_finds_what_was_ingested_with_the_model_that_it_was_ingested_with
     assert sorted(hit["retrieval_rank"] for hit in hits) == [1, 2, 3]
     assert loads.names == ["demo", "demo"]
     assert loads.asked[0][1]["dimensions"] == 32
+
+
+def test_search_is_for_what_the_collection_was_made_for(rows: Path, loads: Loads) -> None:
+    embedder = loads.embedder("demo", instruction="code_search")
+    with QdrantIndex("handbook", embedder=embedder, path="store") as index:
+        index.ingest(rows)
+        expected = [hit.retrieval_score for hit in index.search("sort")]
+        other = [hit.retrieval_score for hit in index.search("sort", instruction="web_search")]
+    assert [hit["retrieval_score"] for hit in search("sort", "--reranker", "none")] == pytest.approx(expected)
+    other_found = search("sort", "--reranker", "none", "--instruction", "web_search")
+    assert [hit["retrieval_score"] for hit in other_found] == pytest.approx(other)
+    assert expected != pytest.approx(other)
 
 
 def test_a_hit_explains_itself(rows: Path) -> None:
@@ -357,6 +372,10 @@ def test_a_missing_store_or_collection_is_one_line_and_makes_nothing(rows: Path,
     line = fails("search", "x", *HANDBOOK)
     assert "there is no store in 'store'" in line
     assert not Path("store").exists()
+    Path("store").mkdir()
+    assert "there is no store in 'store'" in fails("search", "x", *HANDBOOK)
+    assert "there is no store in 'store'" in fails("collection", *STORE)
+    assert not list(Path("store").iterdir())
     ingest(str(rows))
     loads.asked.clear()
     line = fails("search", "x", *STORE, "--collection", "other")

@@ -56,7 +56,7 @@ class TestOpeningAStore:
         ("arguments", "found"),
         [({}, "none"), ({"path": "a", "url": "http://b"}, "both path and url")],
     )
-    def test_exactly_one_of_path_url_and_client_names_it(self, arguments: dict[str, str], found: str) -> None:
+    def test_exactly_one_of_path_url_and_client_names_it(self, arguments: dict[str, Any], found: str) -> None:
         with pytest.raises(ValueError, match=f"exactly one of path .* but got {found}"):
             open_store(**arguments)
 

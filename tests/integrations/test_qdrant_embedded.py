@@ -95,12 +95,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QdrantCli
     local.close()
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[EmbeddedQdrantClient]:
-    """A store of its own."""
-    client = EmbeddedQdrantClient(tmp_path / "store")
+@pytest.fixture(scope="module")
+def reused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedQdrantClient]:
+    client = EmbeddedQdrantClient(tmp_path_factory.mktemp("reused") / "store")
     yield client
     client.close()
+
+
+@pytest.fixture
+def client(reused: EmbeddedQdrantClient) -> Iterator[EmbeddedQdrantClient]:
+    """An empty store."""
+    yield reused
+    for found in reused.get_collections().collections:
+        reused.delete_collection(found.name)
 
 
 @pytest.fixture
@@ -659,15 +666,11 @@ def test_what_the_engine_cannot_do_says_so(client: EmbeddedQdrantClient) -> None
             "d", params, strict_mode_config=models.StrictModeConfig(enabled=True)
         ),
         "one shard": lambda: client.count("c", shard_key_selector="k"),
-        "'turbo4'": lambda: client.create_collection(
-            "d", models.VectorParams(size=2, distance=models.Distance.DOT, datatype=models.Datatype.TURBO4)
-        ),
     }
     for name, call in refused.items():
         with pytest.raises(NotImplementedError, match=name):
             call()
     assert [found.name for found in client.get_collections().collections] == ["c"]
-    client.create_collection("d", params)  # also after a creation that the engine refused
 
 
 def test_the_engine_says_when_an_index_is_missing(client: EmbeddedQdrantClient) -> None:
@@ -782,12 +785,18 @@ def test_a_folder_name_is_one_plain_name(name: str) -> None:
     assert 0 < len(folder_name(name)) < 64
 
 
-def test_a_collection_is_deleted_with_its_files_and_made_again(client: EmbeddedQdrantClient, tmp_path: Path) -> None:
+def test_a_collection_is_deleted_with_its_files_and_made_again(client: EmbeddedQdrantClient) -> None:
     fill(client)
     assert client.delete_collection("all") is True
     assert client.delete_collection("all") is False
-    assert len(list((tmp_path / "store" / "collections").iterdir())) == 1
-    client.create_collection("all", models.VectorParams(size=2, distance=models.Distance.DOT))
+    assert [path.name for path in Path(client.init_options["path"], "collections").iterdir()] == [folder_name("plain")]
+    with pytest.raises(NotImplementedError, match="Uint9"):
+        client._backend._opened().engine.call(
+            "create",
+            shard=client._backend._opened().folder.shard("all"),
+            config={"vectors": {"size": 2, "distance": "Dot", "datatype": "Uint9"}},
+        )
+    client.create_collection("all", models.VectorParams(size=2, distance=models.Distance.DOT))  # all the same
     assert client.count("all").count == 0
     with pytest.warns(DeprecationWarning, match="recreate_collection"):
         client.recreate_collection("all", models.VectorParams(size=3, distance=models.Distance.DOT))

@@ -7,7 +7,7 @@ import functools
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,8 @@ def langchain(collection: Collection, how: str) -> LangChainStore:
     embeddings = QwenEmbeddings(embedder=EMBEDDER)
     if how == "opened":
         return open_langchain(collection, embeddings)
-    keys = {"content_payload_key": "content", "metadata_payload_key": "meta"}
-    named = {"vector_name": "text-dense"} if collection.settings.hybrid else {}
+    keys: dict[str, Any] = {"content_payload_key": "content", "metadata_payload_key": "meta"}
+    named: dict[str, Any] = {"vector_name": "text-dense"} if collection.settings.hybrid else {}
     return LangChainStore(
         collection.client,
         collection.name,
@@ -578,7 +578,7 @@ def test_a_missing_store_is_named_with_the_line_that_installs_it(
         monkeypatch.delitem(sys.modules, f"qdrant_qwen_retrieval.{own}", raising=False)
     store = open_store(":memory:")
     collection, embeddings = ingested(store, "compact"), QwenEmbeddings(embedder=EMBEDDER)
-    opening = {
+    opening: dict[str, Callable[[], object]] = {
         "langchain_qdrant": lambda: open_langchain(collection, embeddings),
         "llama_index.vector_stores.qdrant": lambda: open_llama_index(collection),
         "haystack_integrations.document_stores.qdrant": lambda: open_haystack(collection),

@@ -201,7 +201,8 @@ class TestDescribe:
     def test_collections_of_others_are_left_out_of_the_list(self, server: Server) -> None:
         with remote(server) as index:
             index.ingest(RECORDS)
-            index.client.create_collection("b", vectors_config=models.VectorParams(size=2, distance="Cosine"))
+            parameters = models.VectorParams(size=2, distance=models.Distance.COSINE)
+            index.client.create_collection("b", vectors_config=parameters)
             QdrantIndex("a", embedder=make_embedder(), client=index.client, layout="haystack").collection.ensure()
         found = collections(url=server.url, grpc_port=server.grpc_port)
         assert [(one.collection, one.layout, one.points) for one in found] == [
@@ -277,7 +278,12 @@ class TestOpening:
             index.collection.ensure()
         closed: list[int] = []
         close = EmbeddedQdrantClient.close
-        monkeypatch.setattr(EmbeddedQdrantClient, "close", lambda client: (closed.append(id(client)), close(client)))
+
+        def closing(client: EmbeddedQdrantClient) -> None:
+            closed.append(id(client))
+            close(client)
+
+        monkeypatch.setattr(EmbeddedQdrantClient, "close", closing)
         with pytest.raises(CollectionMismatchError) as caught:
             QdrantIndex("c", embedder=make_embedder(dimensions=8), path=tmp_path)
         assert len(closed) == 1, f"{caught} holds the client, so it was not the collector who closed it"

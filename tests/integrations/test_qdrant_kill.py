@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from qdrant_qwen_retrieval.report import Progress
 from qdrant_qwen_retrieval.stores import open_store
+from qwen_retrieval.errors import IngestError
 from tests.integrations import qdrant_victim
 from tests.integrations.qdrant_parts import assert_holds, make_embedder, open_collection, points_of, run
 
@@ -122,6 +124,29 @@ def test_killed_again_and_again_an_ingestion_is_completed_without_loss_and_witho
     assert_equals_a_clean_run(tmp_path / "store")
     again = nursery.ingest(2)
     assert texts(again, "embedded") == []
+
+
+def test_when_the_engine_dies_the_run_ends_at_once_and_the_next_one_completes_it(tmp_path: Path) -> None:
+    records = qdrant_victim.corpus(1)
+    with make_embedder() as embedder:
+        store = open_store(tmp_path / "store")
+        told = 0
+
+        def kill_engine(_: Progress) -> None:
+            nonlocal told
+            told += 1
+            if told == 3:
+                os.kill(cast(Any, store.client)._client._store.engine.pid, signal.SIGKILL)
+
+        with pytest.raises(IngestError, match=r"killed by signal 9.* So far .* chunks written"):
+            run(open_collection(store, embedder), embedder, records, batch_size=16, on_progress=kill_engine)
+        store.close()
+        store = open_store(tmp_path / "store")
+        report = run(open_collection(store, embedder), embedder, records)
+        assert report.skipped >= 2 * 16 - 4
+        assert report.skipped + report.embedded == report.points
+        assert_holds(open_collection(store, embedder), embedder, records)
+        store.close()
 
 
 def check(log: Run, acknowledged: set[str], version: int) -> set[str]:

@@ -29,7 +29,8 @@ RESERVED = [
     *["_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id", "text", "relationships", "node_info"],
     *["a.b", "a[0]", "[]", "", " ", "record", "é", "日本", "😀", "it's", "a\nb"],
 ]
-AWKWARD = {name: f"the field {name}" for name in RESERVED} | {"nested": {"_qwen": [1, {"meta.x": None}]}}
+AWKWARD: dict[str, Any] = {name: f"the field {name}" for name in RESERVED}
+AWKWARD["nested"] = {"_qwen": [1, {"meta.x": None}]}
 
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(

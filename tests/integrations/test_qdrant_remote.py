@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -402,7 +403,10 @@ def test_a_fault_while_a_collection_is_made_leaves_no_trace(server: Server, pref
             server.faults.add(fault, on=operation, skip=first)
             fill(index, CORPUS[:4])
         assert [struck for struck, _ in server.faults.struck] == [operation]
-        assert list(server.store.do("get_collection", "test", None, wait=True).payload_schema) == ["_qwen.record", "doc_id"]
+        assert list(server.store.do("get_collection", "test", None, wait=True).payload_schema) == [
+            "_qwen.record",
+            "doc_id",
+        ]
         assert threshold(server) == SERVER_THRESHOLD
         server.store.backend.delete_collection("test")
         server.faults.struck.clear()
@@ -531,6 +535,41 @@ def test_a_run_goes_on_where_it_was_when_the_server_is_back(server: Server, pref
     assert len(engine.texts) <= report.embedded  # equal texts are embedded once
     assert content(server.store.backend) == expected_content()
     assert threshold(server) == SERVER_THRESHOLD
+
+
+def test_a_server_that_is_killed_and_started_again_loses_nothing(tmp_path: Path) -> None:
+    """With the real engine and its log behind it; whoever kills a process kills it at a bad moment."""
+
+    def die(progress: Any) -> None:
+        if progress.embedded >= 16 and process.poll() is None:
+            process.kill()
+
+    with (
+        started(tmp_path) as (process, address),
+        QdrantIndex("test", embedder=make_embedder(), **address) as index,
+        pytest.raises(IngestError),
+    ):
+        fill(index, batch_size=8, progress=die)
+    with started(tmp_path) as (_, address), QdrantIndex("test", embedder=make_embedder(), **address) as index:
+        stored = index.count()
+        report = fill(index)
+        assert 16 <= stored < report.points
+        assert report.embedded == report.points - stored
+        assert content(index.client) == expected_content()
+        config = index.client.get_collection("test").config
+        assert config.optimizer_config.indexing_threshold == SERVER_THRESHOLD
+        assert list(config.metadata or {}) == ["qwen_retrieval"]
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A server as a process of its own, on the engine, and how to reach it."""
+    command = [sys.executable, "-m", "tests.qdrant_server", "--path", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        ports = json.loads(process.stdout.readline())
+        yield process, {"url": ports["url"], "grpc_port": ports["grpc_port"]}
+        process.terminate()
 
 
 # ---------------------------------------------------------------------------------------------- keys

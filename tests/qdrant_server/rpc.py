@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from qdrant_client import grpc as messages
 from qdrant_client import models

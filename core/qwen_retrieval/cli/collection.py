@@ -25,6 +25,7 @@ def collection(
 ) -> None:
     """Say what is in a collection, and with which model it was made; without a name, list all. No model is loaded."""
     store.check()
+    store.must_exist()
     from qdrant_qwen_retrieval.description import collections, describe
 
     if collection is not None:
@@ -32,6 +33,8 @@ def collection(
         typer.echo(json.dumps(description.to_dict(), indent=2)) if as_json else _print(description)
         return
     found = collections(**store.keywords())
+    if not found:
+        display.note("there are no collections")
     typer.echo(json.dumps([one.to_dict() for one in found], indent=2)) if as_json else _print_list(found)
 
 

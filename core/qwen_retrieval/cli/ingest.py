@@ -140,7 +140,7 @@ def _open(
     """The index to write to; for a dry run without weights, and without making a folder."""
     from qdrant_qwen_retrieval import QdrantIndex
 
-    if dry_run and store.store is not None and not store.store.is_dir():
+    if dry_run and not store.exists():
         store = StoreOptions(store=Path(":memory:"))
     model, dimensions = chosen
     with connect(store, create=True) as opened:
@@ -158,9 +158,8 @@ def _run(index: QdrantIndex, paths: list[Path], options: dict[str, Any]) -> Inge
     try:
         return index.ingest(paths, progress=True, **options)
     except KeyboardInterrupt as error:
-        for line in getattr(error, "__notes__", ()):
+        for line in getattr(error, "__notes__", ()):  # how far it came, and that the next run goes on from there
             display.note(line)
-        display.note("what has been written stays: the same command goes on from here")
         raise
 
 

@@ -62,6 +62,21 @@ class StoreOptions:
         if self.url is None and (self.rest or self.grpc_port is not None):
             raise typer.BadParameter("--rest and --grpc-port go with --url")
 
+    def exists(self) -> bool:
+        """Whether there is a store in the folder, which opening it would make; of a server, that is not asked."""
+        from qdrant_qwen_retrieval.embedded.folder import STORE_FILE
+
+        return self.store is None or (self.store / STORE_FILE).is_file()
+
+    def must_exist(self) -> None:
+        """Refuse a folder without a store.
+
+        Raises:
+            CollectionNotFoundError: It has none.
+        """
+        if not self.exists():
+            raise CollectionNotFoundError(f"there is no store in {str(self.store)!r}; ingest something into it first")
+
     def keywords(self) -> dict[str, Any]:
         """The arguments of ``QdrantIndex`` and ``describe`` that name the store."""
         path = None if self.store is None else str(self.store)
@@ -88,8 +103,8 @@ def connect(options: StoreOptions, *, create: bool = False) -> Iterator[Store]:
     options.check()
     from qdrant_qwen_retrieval.stores import open_store
 
-    if options.store is not None and not create and not options.store.is_dir():
-        raise CollectionNotFoundError(f"there is no store in {str(options.store)!r}; ingest something into it first")
+    if not create:
+        options.must_exist()
     store = open_store(**options.keywords())
     try:
         with store.reached():
@@ -146,7 +161,8 @@ def load_recorded(manifest: Manifest | None, model: str, load: LoadOptions, dime
         dimensions: Length of the vectors; None for the manifest's, or the full length.
     """
     load, dimensions = _as_recorded(manifest, model, load, dimensions)
-    return load_embedder(model, load, dimensions=dimensions)
+    instruction = None if manifest is None else manifest.instruction
+    return load_embedder(model, load, dimensions=dimensions, instruction=instruction)
 
 
 def without_weights(manifest: Manifest | None, model: str, load: LoadOptions, dimensions: int | None) -> Embedder:

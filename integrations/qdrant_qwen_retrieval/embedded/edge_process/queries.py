@@ -106,7 +106,7 @@ class QueryReader:
             return None, set()
         lookup = value.get("lookup_from") or {}
         other = lookup.get("shard")
-        vectors = _Vectors(self.words, self.look_up(other), lookup.get("vector", value.get("using", "")))
+        vectors = _Vectors(self.words, self.look_up(other), str(lookup.get("vector", value.get("using", ""))))
         for name, make in _QUERIES.items():
             if name in query:
                 native = make(vectors, query, value)

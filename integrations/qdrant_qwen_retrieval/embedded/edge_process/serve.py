@@ -91,10 +91,11 @@ def _answer(shards: Shards, requests: io.FileIO, replies: io.FileIO) -> bool:
     """Answers until the parent asks to stop (True) or is gone (False)."""
     while True:
         try:
-            request, words = receive(requests)
+            request, words, size = receive(requests)
             if request["op"] == "stop":
                 return True
             send(replies, _reply(shards, request, words))
+            shards.account(request.get("shard"), size)
         except (EOFError, BrokenPipeError):
             return False
 

@@ -16,7 +16,7 @@ from .settings import datatype, index_schema, member, modifier, multivector, sha
 from .wire import Packer, Words
 
 FLUSH_EVERY = 64 << 20
-"""Bytes of vectors after which the log is cut: it holds all that was written since, and is read again at the start."""
+"""Bytes of messages after which the log is cut: it holds all that was written since, and is read again at the start."""
 Reply = tuple[dict[str, Any], Packer | None]
 DONE: Reply = ({}, None)
 
@@ -212,13 +212,11 @@ class Shards:
     def _update(self, request: Json, operation: edge.UpdateOperation, words: Words) -> None:
         name = request["shard"]
         self._shard(request).update(operation)
-        self._unflushed[name] = self._unflushed.get(name, 0) + words.nbytes
-        if self._unflushed[name] >= FLUSH_EVERY:
-            self._flush(name)
+        self._unflushed.setdefault(name, 0)
 
     def _flush(self, name: str) -> None:
         self._shard({"shard": name}).flush()
-        self._unflushed[name] = 0
+        self._unflushed.pop(name, None)
 
     @staticmethod
     def _look_up(shard: edge.EdgeShard) -> LookUp:

@@ -106,18 +106,18 @@ def send(pipe: RawPipe, parts: list[bytes]) -> None:
             view = view[pipe.write(view) :]
 
 
-def receive(pipe: RawPipe) -> tuple[dict[str, Any], Words]:
+def receive(pipe: RawPipe) -> tuple[dict[str, Any], Words, int]:
     """Reads one message.
 
     Returns:
-        The JSON value, and the words it refers to.
+        The JSON value, the words it refers to, and how many bytes they were together.
 
     Raises:
         EOFError: The other end has gone.
     """
     lengths = _LENGTHS.unpack(_read(pipe, _LENGTHS.size))
     message: dict[str, Any] = json.loads(_read(pipe, lengths[0]))
-    return message, np.frombuffer(_read(pipe, lengths[1]), dtype=np.float32)
+    return message, np.frombuffer(_read(pipe, lengths[1]), dtype=np.float32), sum(lengths)
 
 
 def _read(pipe: RawPipe, size: int) -> bytearray:
