@@ -38,7 +38,9 @@ def vectors_of(number: int) -> dict[str, Any]:
     return {
         DENSE: dense.tolist(),
         SHORT: dense[:4].tolist(),
-        SPARSE: models.SparseVector(indices=[1, 2 + number % 5, 100 + number], values=[0.5 + number / 97, 1.0 + number / 8, 2.0]),
+        SPARSE: models.SparseVector(
+            indices=[1, 2 + number % 5, 100 + number], values=[0.5 + number / 97, 1.0 + number / 8, 2.0]
+        ),
         LATE: random.normal(size=(1 + number % 3, 3)).tolist(),
     }
 
@@ -309,17 +311,13 @@ QUERIES: dict[str, dict[str, Any]] = {
     },
     "best score": {
         "query": models.RecommendQuery(
-            recommend=models.RecommendInput(
-                positive=[3], negative=[9], strategy=models.RecommendStrategy.BEST_SCORE
-            )
+            recommend=models.RecommendInput(positive=[3], negative=[9], strategy=models.RecommendStrategy.BEST_SCORE)
         ),
         "using": DENSE,
     },
     "sum of scores": {
         "query": models.RecommendQuery(
-            recommend=models.RecommendInput(
-                positive=[3, OTHER[DENSE]], strategy=models.RecommendStrategy.SUM_SCORES
-            )
+            recommend=models.RecommendInput(positive=[3, OTHER[DENSE]], strategy=models.RecommendStrategy.SUM_SCORES)
         ),
         "using": DENSE,
     },
@@ -736,9 +734,7 @@ def test_metadata_is_merged_as_in_local_mode(pair: tuple[QdrantClient, QdrantCli
 
 def test_aliases_are_those_of_local_mode(pair: tuple[QdrantClient, QdrantClient]) -> None:
     def create(name: str, collection: str) -> models.CreateAliasOperation:
-        return models.CreateAliasOperation(
-            create_alias=models.CreateAlias(collection_name=collection, alias_name=name)
-        )
+        return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=name))
 
     rename = models.RenameAliasOperation(rename_alias=models.RenameAlias(old_alias_name="a", new_alias_name="b"))
     delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="c"))

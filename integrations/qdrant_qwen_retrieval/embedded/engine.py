@@ -159,12 +159,13 @@ class EngineProcess:
         requests, replies = self._pipes()
         try:
             send(requests, parts)
-            return receive(replies)
+            reply, words, _ = receive(replies)
         except (OSError, EOFError):
             self._died(op)
         except BaseException:  # interrupted: the rest of the answer would be taken for that of the next call
             self._end(0)
             raise
+        return reply, words
 
     def _pipes(self) -> tuple[RawPipe, RawPipe]:
         assert self._process is not None

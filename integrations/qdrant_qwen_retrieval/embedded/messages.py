@@ -16,6 +16,7 @@ from qdrant_qwen_retrieval.embedded.vectors import plain_id, to_float32
 Json = dict[str, Any]
 HARMLESS = frozenset({"wait", "ordering", "timeout", "consistency"})
 """Options of a server that change nothing here: every write is applied before it is acknowledged, in one place."""
+_PLAIN_FIELDS = ("limit", "offset", "using", "score_threshold", "filter", "params")
 _VECTOR_FIELDS = frozenset({"nearest", "positive", "negative", "target", "example"})
 
 
@@ -65,13 +66,8 @@ def query_json(request: models.QueryRequest | models.Prefetch, packer: Packer, s
         packer: Takes the numbers of vectors.
         shard: The shard of a collection by its name.
     """
-    value: Json = {}
-    for name in ("limit", "offset", "using", "score_threshold"):
-        if getattr(request, name, None) is not None:
-            value[name] = getattr(request, name)
-    for name in ("filter", "params"):
-        if getattr(request, name) is not None:
-            value[name] = plain(getattr(request, name))
+    fields = {name: getattr(request, name, None) for name in _PLAIN_FIELDS}
+    value: Json = {name: plain(field) for name, field in fields.items() if field is not None}
     if request.query is not None:
         value["query"] = _query(request.query, packer)
     if request.prefetch is not None:

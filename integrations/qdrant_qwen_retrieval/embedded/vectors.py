@@ -92,7 +92,7 @@ def to_float32(name: str, vector: Any) -> Words:  # noqa: ANN401
         raise ValueError(f"Wrong input: vector {name!r} is dense, and a sparse one was given")
     try:
         with np.errstate(over="ignore"):
-            numbers = np.asarray(vector, dtype=np.float32)
+            numbers: Words = np.asarray(vector, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"vector {name!r} is not a list of numbers: {error}") from error
     if not np.isfinite(numbers).all():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -84,7 +86,8 @@ def _serve(root: Path, requests: io.FileIO, replies: io.FileIO) -> None:
     finally:
         shards.close()
     if asked:
-        send(replies, encode({"stopped": True}))
+        with contextlib.suppress(BrokenPipeError):
+            send(replies, encode({"stopped": True}))
 
 
 def _answer(shards: Shards, requests: io.FileIO, replies: io.FileIO) -> bool:
@@ -94,10 +97,34 @@ def _answer(shards: Shards, requests: io.FileIO, replies: io.FileIO) -> bool:
             request, words, size = receive(requests)
             if request["op"] == "stop":
                 return True
-            send(replies, _reply(shards, request, words))
-            shards.account(request.get("shard"), size)
+            with _ends_with_parent(requests) if request["op"] == "optimize" else contextlib.nullcontext():
+                reply = _reply(shards, request, words)
+            send(replies, reply)
+            shards.account(request, size)
         except (EOFError, BrokenPipeError):
             return False
+
+
+@contextlib.contextmanager
+def _ends_with_parent(requests: io.FileIO) -> Iterator[None]:
+    """For an operation that may take hours: the parent's end is seen at once, not when the operation ends.
+
+    No thread could watch the pipe, since the engine keeps the interpreter to itself. So the system is asked for a signal
+    when anything happens to the pipe, where nothing is to happen until the answer; it ends the process. What was
+    acknowledged is in the log, and segments that are not finished are not used.
+    """
+    if not hasattr(os, "O_ASYNC"):
+        yield
+        return
+    import fcntl
+
+    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
+    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(requests, fcntl.F_SETFL, flags)
 
 
 def _reply(shards: Shards, request: dict[str, Any], words: Words) -> list[bytes]:

@@ -17,6 +17,7 @@ from .wire import Packer, Words
 
 FLUSH_EVERY = 64 << 20
 """Bytes of messages after which the log is cut: it holds all that was written since, and is read again at the start."""
+WRITES = frozenset({"upsert", "update_vectors", "change"})
 Reply = tuple[dict[str, Any], Packer | None]
 DONE: Reply = ({}, None)
 
@@ -41,6 +42,14 @@ class Shards:
         """
         operation: Callable[[Json, Words], Reply] = getattr(self, f"do_{request['op']}")
         return operation(request, words)
+
+    def account(self, request: Json, size: int) -> None:
+        """After a request of `size` bytes was answered: flushes a shard to which enough was written."""
+        name = request.get("shard", "")
+        if request["op"] in WRITES and name in self._open:
+            self._unflushed[name] = self._unflushed.get(name, 0) + size
+            if self._unflushed[name] >= FLUSH_EVERY:
+                self._flush(name)
 
     def close(self) -> None:
         """Closes every shard, which writes them to the disk."""
@@ -97,16 +106,16 @@ class Shards:
         operation = edge.UpdateOperation.upsert_points(
             points, to_filter(request.get("condition")), None if mode is None else member(edge.UpdateMode, mode)
         )
-        self._update(request, operation, words)
+        self._update(request, operation)
         return DONE
 
     def do_update_vectors(self, request: Json, words: Words) -> Reply:
         """Other vectors for points that exist."""
         points = [edge.PointVectors(point["id"], _struct(point["vector"], words)) for point in request["points"]]
-        self._update(request, edge.UpdateOperation.update_vectors(points, to_filter(request.get("condition"))), words)
+        self._update(request, edge.UpdateOperation.update_vectors(points, to_filter(request.get("condition"))))
         return DONE
 
-    def do_change(self, request: Json, words: Words) -> Reply:
+    def do_change(self, request: Json, _words: Words) -> Reply:
         """Deletes points or vectors, or changes payloads, of the points that are selected."""
         name, arguments = _CHANGES[request["change"]]
         given = [request.get(argument) for argument in arguments]
@@ -114,21 +123,21 @@ class Shards:
             operation = getattr(edge.UpdateOperation, f"{name}_by_filter")(to_filter(request["filter"]), *given)
         else:
             operation = getattr(edge.UpdateOperation, name)(request["ids"], *given)
-        self._update(request, operation, words)
+        self._update(request, operation)
         return DONE
 
-    def do_create_index(self, request: Json, words: Words) -> Reply:
+    def do_create_index(self, request: Json, _words: Words) -> Reply:
         """An index for a payload field."""
         schema = index_schema(request["schema"])
-        self._update(request, edge.UpdateOperation.create_field_index(request["field"], schema), words)
+        self._update(request, edge.UpdateOperation.create_field_index(request["field"], schema))
         return DONE
 
-    def do_delete_index(self, request: Json, words: Words) -> Reply:
+    def do_delete_index(self, request: Json, _words: Words) -> Reply:
         """Drops the index of a payload field."""
-        self._update(request, edge.UpdateOperation.delete_field_index(request["field"]), words)
+        self._update(request, edge.UpdateOperation.delete_field_index(request["field"]))
         return DONE
 
-    def do_create_vector(self, request: Json, words: Words) -> Reply:
+    def do_create_vector(self, request: Json, _words: Words) -> Reply:
         """One more named vector."""
         name, params = request["name"], request["params"]
         if request["kind"] == "sparse":
@@ -143,12 +152,12 @@ class Shards:
                 multivector(params.get("multivector_config")),
                 datatype(params.get("datatype")),
             )
-        self._update(request, operation, words)
+        self._update(request, operation)
         return DONE
 
-    def do_delete_vector(self, request: Json, words: Words) -> Reply:
+    def do_delete_vector(self, request: Json, _words: Words) -> Reply:
         """Drops a named vector of all points."""
-        self._update(request, edge.UpdateOperation.delete_vector_name(request["name"]), words)
+        self._update(request, edge.UpdateOperation.delete_vector_name(request["name"]))
         return DONE
 
     def do_query(self, request: Json, words: Words) -> Reply:
@@ -209,10 +218,8 @@ class Shards:
             self._open[name] = edge.EdgeShard.load(str(self._root / name))
         return self._open[name]
 
-    def _update(self, request: Json, operation: edge.UpdateOperation, words: Words) -> None:
-        name = request["shard"]
+    def _update(self, request: Json, operation: edge.UpdateOperation) -> None:
         self._shard(request).update(operation)
-        self._unflushed.setdefault(name, 0)
 
     def _flush(self, name: str) -> None:
         self._shard({"shard": name}).flush()
