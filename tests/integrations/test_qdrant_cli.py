@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from qdrant_client import QdrantClient
 
 from qdrant_qwen_retrieval import IngestReport, QdrantIndex, Record, settings
 from qdrant_qwen_retrieval.layouts import LayoutName
@@ -19,6 +20,7 @@ from qwen_retrieval.cli.ingest import Layout, Quantization
 from qwen_retrieval.cli.quickstart import QUESTIONS
 from qwen_retrieval.cli.search import parse_filter
 from tests.command import RUNNER, Loads, fails, run
+from tests.qdrant_server import serve
 
 STORE = ("--store", "store")
 HANDBOOK = (*STORE, "--collection", "handbook")
@@ -205,6 +207,24 @@ def test_a_locked_store_is_one_line(rows: Path, monkeypatch: pytest.MonkeyPatch)
     other.communicate("")
     assert "store" in line
     assert "process" in line
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_server_is_used_like_a_folder(rows: Path, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = QdrantClient(":memory:")
+    with serve(backend, api_key="open-sesame") as server:
+        place = ("--url", server.url, *(("--rest",) if protocol == "rest" else ("--grpc-port", str(server.grpc_port))))
+        line = fails("ingest", str(rows), *place, "-c", "handbook", *DEMO)
+        assert "QDRANT_API_KEY" in line
+        monkeypatch.setenv("QDRANT_API_KEY", "open-sesame")
+        printed = RUNNER.invoke(app, ["ingest", str(rows), *place, "-c", "handbook", *DEMO])
+        assert (printed.exit_code, "sesame" in printed.output) == (0, False)
+        assert " ".join(place) in printed.stderr
+        (result,) = json.loads(run("search", "open a socket", *place, "--json"))
+        assert result["hits"][0]["record_id"] == "b"
+        assert [facts["points"] for facts in json.loads(run("collection", *place, "--json"))] == [3]
+        assert {request.transport for request in server.requests} == {protocol}
+    backend.close()
 
 
 def test_a_server_that_does_not_answer_is_one_line(rows: Path) -> None:

@@ -109,7 +109,7 @@ def _answer(shards: Shards, requests: io.FileIO, replies: io.FileIO) -> bool:
 def _ends_with_parent(requests: io.FileIO) -> Iterator[None]:
     """For an operation that may take hours: the parent's end is seen at once, not when the operation ends.
 
-    No thread could watch the pipe, since the engine keeps the interpreter to itself. So the system is asked for a signal
+    No thread could watch the pipe, as the engine keeps the interpreter to itself. So the system is asked for a signal
     when anything happens to the pipe, where nothing is to happen until the answer; it ends the process. What was
     acknowledged is in the log, and segments that are not finished are not used.
     """
