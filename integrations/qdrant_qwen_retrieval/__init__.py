@@ -15,6 +15,7 @@ from qdrant_qwen_retrieval.description import Description, collections, describe
 from qdrant_qwen_retrieval.embedded import AsyncEmbeddedQdrantClient, EmbeddedQdrantClient
 from qdrant_qwen_retrieval.frameworks import open_haystack, open_langchain, open_llama_index
 from qdrant_qwen_retrieval.index import QdrantIndex
+from qdrant_qwen_retrieval.reconciliation import IngestWarning
 from qdrant_qwen_retrieval.report import Failure, IngestReport, Progress
 from qdrant_qwen_retrieval.search import Hit
 
@@ -25,6 +26,7 @@ __all__ = [
     "Failure",
     "Hit",
     "IngestReport",
+    "IngestWarning",
     "Progress",
     "QdrantIndex",
     "Record",

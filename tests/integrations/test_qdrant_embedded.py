@@ -611,6 +611,14 @@ def test_one_wrong_point_and_nothing_is_written(client: EmbeddedQdrantClient, na
     assert client.count("c").count == count
 
 
+def test_a_vector_may_be_called_size(client: EmbeddedQdrantClient) -> None:
+    client.create_collection("c", {"size": models.VectorParams(size=2, distance=models.Distance.DOT)})
+    client.upsert("c", [models.PointStruct(id=1, vector={"size": [1.0, 2.0]})])
+    client.update_collection("c", vectors_config={"size": models.VectorParamsDiff(on_disk=True)})
+    assert client.retrieve("c", [1], with_vectors=True)[0].vector == {"size": [1.0, 2.0]}
+    assert client.get_collection("c").config.params.vectors["size"].on_disk is True
+
+
 def test_a_sparse_vector_is_checked(client: EmbeddedQdrantClient) -> None:
     client.create_collection("c", sparse_vectors_config={"s": models.SparseVectorParams()})
     for indices, values in (([1, 1], [1.0, 2.0]), ([1], [1.0, 2.0]), ([2**32], [1.0]), ([1], [float("inf")])):

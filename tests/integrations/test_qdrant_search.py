@@ -182,7 +182,9 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters='\0"\\'), min_si
 
 
 class TestFilters:
-    @pytest.mark.parametrize(("filter", "expected"), FILTERS, ids=str)
+    @pytest.mark.parametrize(
+        ("filter", "expected"), FILTERS, ids=lambda value: str(sorted(value) if isinstance(value, set) else value)
+    )
     def test_they_keep_what_meets_them(self, index: QdrantIndex, filter: dict[str, Any], expected: set[str]) -> None:
         for hybrid in (True, False):
             found = ids(index.search("a text", limit=len(CORPUS), filter=filter, hybrid=hybrid))

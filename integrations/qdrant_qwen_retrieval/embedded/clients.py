@@ -13,7 +13,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from qdrant_client.async_client_base import AsyncQdrantBase
 from qdrant_client.client_base import QdrantBase
 
-from qdrant_qwen_retrieval.embedded.collections import CollectionsMixin
+from qdrant_qwen_retrieval.embedded.catalog import CollectionsMixin
 from qdrant_qwen_retrieval.embedded.groups import GroupsMixin
 from qdrant_qwen_retrieval.embedded.points import PointsMixin
 from qwen_retrieval.errors import StoreError

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from qdrant_client import models
 
+from qdrant_qwen_retrieval.embedded.configuration import by_name
 from qdrant_qwen_retrieval.embedded.edge_process.wire import (
     Packer,
     Words,
@@ -43,8 +44,7 @@ class VectorSchema:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> VectorSchema:
         """From the settings of a collection."""
-        vectors = settings.get("vectors") or {}
-        named = {"": vectors} if "size" in vectors else vectors
+        named = by_name(settings.get("vectors"))
         return cls(
             sizes={name: params["size"] for name, params in named.items()},
             multi=frozenset(name for name, params in named.items() if params.get("multivector_config")),

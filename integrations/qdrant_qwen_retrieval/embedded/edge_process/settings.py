@@ -55,7 +55,7 @@ def shard_config(settings: Mapping[str, Any]) -> edge.EdgeConfig:
     """The settings of ``PUT /collections/{name}`` for a shard."""
     general = settings.get("hnsw_config") or {}
     vectors = settings.get("vectors") or {}
-    named = {"": vectors} if "size" in vectors else vectors
+    named = {"": vectors} if isinstance(vectors.get("size"), int) else vectors
     return edge.EdgeConfig(
         vectors={name: dense_params(params, general) for name, params in named.items()},
         sparse_vectors={name: sparse_params(params) for name, params in (settings.get("sparse_vectors") or {}).items()},

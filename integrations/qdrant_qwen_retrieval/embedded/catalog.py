@@ -6,29 +6,24 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from qdrant_client import models
 
-from qdrant_qwen_retrieval.embedded.backend import EdgeBase, Json, done, jsonable
+from qdrant_qwen_retrieval.embedded.backend import EdgeBase, done, jsonable
+from qdrant_qwen_retrieval.embedded.configuration import (
+    FORBIDDEN,
+    as_created,
+    by_name,
+    check_settings,
+    check_vector_name,
+    describe,
+    merged,
+    merged_metadata,
+    validated,
+)
 from qdrant_qwen_retrieval.embedded.folder import StoreFolder
 from qdrant_qwen_retrieval.embedded.messages import check_options, plain
 
-FORBIDDEN = '<>:"/\\|?*\0\x1f'  # in names, by the server; source: INVALID_NAME_CHARS in qdrant-client 1.20
 MAX_NAME = 255
-MAX_SIZE = 65_536
-DEFAULT_HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
-DEFAULT_OPTIMIZERS = {"default_segment_number": 0, "flush_interval_sec": 5, "indexing_threshold": 10_000}
-DEFAULT_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0}
-PARAMS = (
-    "vectors",
-    "sparse_vectors",
-    "shard_number",
-    "replication_factor",
-    "write_consistency_factor",
-    "on_disk_payload",
-    "payload",
-    "id_tracker",
-)
 
 
 class CollectionsMixin(EdgeBase):
@@ -62,8 +57,8 @@ class CollectionsMixin(EdgeBase):
         timeout = options.pop("timeout", None)
         check_options("create_collection", {"timeout": timeout})
         request = {"vectors": vectors_config, "sparse_vectors": sparse_vectors_config, **options}
-        settings = _validated(models.CreateCollection, request)
-        _check_settings(settings)
+        settings = validated(models.CreateCollection, request)
+        check_settings(settings)
         if metadata is not None:
             settings["metadata"] = jsonable(metadata)
         folder = self._opened().folder
@@ -132,15 +127,15 @@ class CollectionsMixin(EdgeBase):
             "sparse_vectors": sparse_vectors_config,
             "strict_mode_config": strict_mode_config,
         }
-        changes = _validated(models.UpdateCollection, request)
+        changes = validated(models.UpdateCollection, request)
         store = self._opened()
         with store.folder.lock:
             name = store.folder.resolve(collection_name)
-            settings = _merged(store.folder.settings[name], changes)
+            settings = merged(store.folder.settings[name], changes)
             if changes:
                 store.engine.call("configure", shard=store.folder.shard(name), config=settings)
             if metadata is not None:
-                settings["metadata"] = _merged_metadata(settings.get("metadata"), jsonable(metadata))
+                settings["metadata"] = merged_metadata(settings.get("metadata"), jsonable(metadata))
             store.folder.write(name, settings)
         return True
 
@@ -157,7 +152,7 @@ class CollectionsMixin(EdgeBase):
         return models.CollectionInfo(
             status=models.CollectionStatus.GREEN,  # nothing runs by itself, and everything can be found
             optimizer_status=models.OptimizersStatusOneOf.OK,
-            config=_config(settings),
+            config=describe(settings),
             payload_schema=schema,
             **reply,
         )
@@ -209,18 +204,18 @@ class CollectionsMixin(EdgeBase):
         check_options("create_vector_name", options)
         config = plain(vector_name_config)
         kind = "dense" if "dense" in config else "sparse"
-        _check_vector_name(vector_name, kind)
+        check_vector_name(vector_name, kind)
         folder = self._opened().folder
         with folder.lock:
             name = folder.resolve(collection_name)
             settings = folder.settings[name]
-            if vector_name in _named(settings.get("vectors")) or vector_name in settings.get("sparse_vectors", {}):
+            if vector_name in by_name(settings.get("vectors")) or vector_name in settings.get("sparse_vectors", {}):
                 raise ValueError(f"collection {name} has a vector {vector_name!r}")
             params = config[kind]
             self._call("create_vector", name, name=vector_name, kind=kind, params=params)
             key = "vectors" if kind == "dense" else "sparse_vectors"
-            recorded = params if kind == "dense" else _sparse_settings(params)
-            folder.write(name, {**settings, key: {**_named(settings.get(key)), vector_name: recorded}})
+            recorded = params if kind == "dense" else as_created(params)
+            folder.write(name, {**settings, key: {**by_name(settings.get(key)), vector_name: recorded}})
         return done()
 
     def delete_vector_name(self, collection_name: str, vector_name: str, **options: object) -> models.UpdateResult:
@@ -233,7 +228,7 @@ class CollectionsMixin(EdgeBase):
             self._call("delete_vector", name, name=vector_name)
             for key in ("vectors", "sparse_vectors"):
                 if key in settings:
-                    settings[key] = {k: v for k, v in _named(settings[key]).items() if k != vector_name}
+                    settings[key] = {k: v for k, v in by_name(settings[key]).items() if k != vector_name}
             folder.write(name, settings)
         return done()
 
@@ -260,49 +255,6 @@ class CollectionsMixin(EdgeBase):
         self._call("flush", collection_name)
 
 
-def _validated(kind: type[BaseModel], request: Mapping[str, Any]) -> Json:
-    """Settings as REST would take them; unknown ones are refused by the model."""
-    given = {name: plain_nested(value) for name, value in request.items() if value is not None}
-    value: Json = plain(kind(**given))
-    return value
-
-
-def plain_nested(value: Any) -> Any:  # noqa: ANN401
-    """Models, and models by name, as JSON."""
-    return {name: plain(item) for name, item in value.items()} if isinstance(value, Mapping) else plain(value)
-
-
-def _named(vectors: Json | None) -> Json:
-    """Dense vectors by name; one without a name is under ""."""
-    if not vectors:
-        return {}
-    return {"": vectors} if "size" in vectors else dict(vectors)
-
-
-def _sparse_settings(params: Json) -> Json:
-    """Settings of a vector that is added, as they are written for one that is there from the start."""
-    index = {key: value for key, value in params.items() if key == "datatype"}
-    return {**{key: value for key, value in params.items() if key == "modifier"}, **({"index": index} if index else {})}
-
-
-def _check_settings(settings: Json) -> None:
-    for name, params in _named(settings.get("vectors")).items():
-        _check_vector_name(name, "dense")
-        if not 1 <= params["size"] <= MAX_SIZE:
-            raise ValueError(f"Vector size {params['size']} is invalid. Must be from 1 to {MAX_SIZE}.")
-    for name in settings.get("sparse_vectors") or ():
-        _check_vector_name(name, "sparse")
-    if settings.get("sharding_method") == "custom":
-        raise NotImplementedError("an embedded store has no shard keys; use a Qdrant server for sharding_method=custom")
-    if (settings.get("strict_mode_config") or {}).get("enabled"):
-        raise NotImplementedError("an embedded store has no strict mode; use a Qdrant server for strict_mode_config")
-
-
-def _check_vector_name(name: str, kind: str) -> None:
-    if name in (".", "..") or set(name) & set(FORBIDDEN) or len(name.encode()) > 200 or (kind == "sparse" and not name):
-        raise ValueError(f"Invalid {kind} vector name {name!r}: by the server's rules it is not allowed")
-
-
 def _check_new_name(name: str, folder: StoreFolder) -> None:
     bad = sorted(set(name) & set(FORBIDDEN))
     if bad:
@@ -313,67 +265,6 @@ def _check_new_name(name: str, folder: StoreFolder) -> None:
         raise ValueError(f"Collection {name} already exists")
     if name in folder.aliases:
         raise ValueError(f"Alias {name} already exists")
-
-
-def _merged(settings: Json, changes: Json) -> Json:
-    """Settings with changes, as the server merges them."""
-    if "strict_mode_config" in changes:
-        raise NotImplementedError("an embedded store has no strict mode; use a Qdrant server for strict_mode_config")
-    merged = {**settings, **changes.get("params", {})}
-    for name in ("hnsw_config", "optimizers_config"):
-        if name in changes:
-            merged[name] = {**settings.get(name, {}), **changes[name]}
-    for name in ("vectors", "sparse_vectors"):
-        if name in changes:
-            merged[name] = _merged_vectors(settings.get(name), changes[name])
-    if "quantization_config" in changes:
-        merged["quantization_config"] = _quantization(changes["quantization_config"])
-    return merged
-
-
-def _merged_vectors(vectors: Json | None, changes: Json) -> Json:
-    named = _named(vectors)
-    for name, change in changes.items():
-        if name not in named:
-            raise ValueError(f"Wrong input: Not existing vector name error: {name}")
-        if "quantization_config" in change:
-            _quantization(change["quantization_config"])
-        hnsw = {**named[name].get("hnsw_config", {}), **change.get("hnsw_config", {})}
-        named[name] = {**named[name], **change, **({"hnsw_config": hnsw} if hnsw else {})}
-    return named[""] if vectors is not None and "size" in vectors else named
-
-
-def _quantization(value: Any) -> Any:  # noqa: ANN401
-    if value == models.Disabled.DISABLED.value:
-        raise NotImplementedError(
-            "the embedded engine cannot turn quantization off; create another collection, or search with "
-            "models.QuantizationSearchParams(ignore=True)"
-        )
-    return value
-
-
-def _merged_metadata(old: Json | None, new: Json) -> Json:
-    merged = {**(old or {}), **new}
-    return {key: value for key, value in merged.items() if new.get(key, value) is not None or key not in new}
-
-
-def _config(settings: Json) -> models.CollectionConfig:
-    params = {name: settings[name] for name in PARAMS if name in settings}
-    return models.CollectionConfig(
-        params=models.CollectionParams(**params),
-        hnsw_config=models.HnswConfig(**{**DEFAULT_HNSW, **settings.get("hnsw_config", {})}),
-        optimizer_config=models.OptimizersConfig(**{**DEFAULT_OPTIMIZERS, **_optimizers(settings)}),
-        wal_config=models.WalConfig(**{**DEFAULT_WAL, **settings.get("wal_config", {})}),
-        quantization_config=settings.get("quantization_config"),
-        metadata=settings.get("metadata"),
-    )
-
-
-def _optimizers(settings: Json) -> Json:
-    given = dict(settings.get("optimizers_config", {}))
-    if not isinstance(given.get("max_optimization_threads", 0), int):
-        del given["max_optimization_threads"]  # "auto"
-    return given
 
 
 def _apply_alias(operation: Any, aliases: dict[str, str], folder: StoreFolder) -> None:  # noqa: ANN401
