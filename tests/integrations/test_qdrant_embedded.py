@@ -1130,6 +1130,19 @@ def test_a_killed_engine_is_an_error_for_everybody_and_can_be_opened_again(tmp_p
     again.close()
 
 
+def test_closing_a_store_whose_engine_was_killed_says_so_once(tmp_path: Path) -> None:
+    client = EmbeddedQdrantClient(tmp_path)
+    fill(client)
+    os.kill(engine_of(client), signal.SIGKILL)
+    with pytest.raises(StoreError, match="was killed by signal 9"):
+        client.close()
+    client.close()
+    client = EmbeddedQdrantClient(tmp_path)
+    assert client.count("all").count == POINTS
+    os.kill(engine_of(client), signal.SIGKILL)
+    del client  # silently: nobody could catch it
+
+
 def test_an_interrupted_call_does_not_disturb_the_next(
     client: EmbeddedQdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ from qdrant_qwen_retrieval.embedded.backend import EdgeBase, done, jsonable
 from qdrant_qwen_retrieval.embedded.configuration import (
     FORBIDDEN,
     as_created,
-    by_name,
     check_settings,
     check_vector_name,
     describe,
@@ -22,6 +21,7 @@ from qdrant_qwen_retrieval.embedded.configuration import (
 )
 from qdrant_qwen_retrieval.embedded.folder import StoreFolder
 from qdrant_qwen_retrieval.embedded.messages import check_options, plain
+from qdrant_qwen_retrieval.embedded.vectors import by_name
 
 MAX_NAME = 255
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from qdrant_client import models
 
 from qdrant_qwen_retrieval.embedded.messages import plain
+from qdrant_qwen_retrieval.embedded.vectors import by_name, is_unnamed
 
 Json = dict[str, Any]
 FORBIDDEN = '<>:"/\\|?*\0\x1f'  # in names, by the server; source: INVALID_NAME_CHARS in qdrant-client 1.20
@@ -38,18 +39,6 @@ def validated(kind: type[BaseModel], request: Mapping[str, Any]) -> Json:
 def _plain_nested(value: Any) -> Any:  # noqa: ANN401
     """Models, and models by name, as JSON."""
     return {name: plain(item) for name, item in value.items()} if isinstance(value, Mapping) else plain(value)
-
-
-def is_unnamed(vectors: Json) -> bool:
-    """Whether these are the settings of one vector without a name; there may be a vector called "size"."""
-    return isinstance(vectors.get("size"), int)
-
-
-def by_name(vectors: Json | None) -> Json:
-    """Dense vectors by name; one without a name is under ""."""
-    if not vectors:
-        return {}
-    return {"": vectors} if is_unnamed(vectors) else dict(vectors)
 
 
 def as_created(params: Json) -> Json:

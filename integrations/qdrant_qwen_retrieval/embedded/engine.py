@@ -112,7 +112,8 @@ class EngineProcess:
             try:
                 reply, _ = self._exchange("stop", encode({"op": "stop"}))
             finally:
-                self._end(STOP_PATIENCE)
+                if self._process is not None:  # else it has died, or was interrupted
+                    self._end(STOP_PATIENCE)
             if "stopped" not in reply:
                 raise StoreError(f"the engine of {self._root} did not close the store; its messages say why")
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from qdrant_client import models
 
-from qdrant_qwen_retrieval.embedded.configuration import by_name
 from qdrant_qwen_retrieval.embedded.edge_process.wire import (
     Packer,
     Words,
@@ -25,6 +24,18 @@ from qdrant_qwen_retrieval.embedded.edge_process.wire import (
 Json = dict[str, Any]
 Point = tuple[Any, Any, Any]  # id, vectors, payload
 MAX_ID = 2**64 - 1
+
+
+def is_unnamed(vectors: Json) -> bool:
+    """Whether these are the settings of one vector without a name; there may be a vector called "size"."""
+    return isinstance(vectors.get("size"), int)
+
+
+def by_name(vectors: Json | None) -> Json:
+    """Dense vectors by name; one without a name is under ""."""
+    if not vectors:
+        return {}
+    return {"": vectors} if is_unnamed(vectors) else dict(vectors)
 
 
 @dataclass(frozen=True)
