@@ -21,7 +21,7 @@ CHECKED := core integrations tests examples benchmarks
 
 # Of the Qdrant helper only what meets other frameworks and the client; the rest does not depend on their versions.
 ADAPTERS := $(filter-out tests/integrations/test_qdrant_%,$(wildcard tests/integrations/test_*.py)) \
-  $(addprefix tests/integrations/test_qdrant_,layouts.py frameworks.py search.py) \
+  $(addprefix tests/integrations/test_qdrant_,layouts.py frameworks.py) \
   tests/test_conformance.py tests/test_examples.py
 EXTRAS := qdrant,parquet,langchain,llama-index,haystack,test
 
