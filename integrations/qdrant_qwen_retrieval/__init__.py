@@ -15,8 +15,7 @@ from qdrant_qwen_retrieval.description import Description, collections, describe
 from qdrant_qwen_retrieval.embedded import AsyncEmbeddedQdrantClient, EmbeddedQdrantClient
 from qdrant_qwen_retrieval.frameworks import open_haystack, open_langchain, open_llama_index
 from qdrant_qwen_retrieval.index import QdrantIndex
-from qdrant_qwen_retrieval.reconciliation import IngestWarning
-from qdrant_qwen_retrieval.report import Failure, IngestReport, Progress
+from qdrant_qwen_retrieval.report import Failure, IngestReport, IngestWarning, Progress
 from qdrant_qwen_retrieval.search import Hit
 
 __all__ = [

@@ -15,6 +15,9 @@ NAMESPACE = uuid.UUID("3896d314-1e95-4a3a-b45a-945f9f0b541d")
 
 Source: haystack_integrations/document_stores/qdrant/converters.py, ``UUID_NAMESPACE``, qdrant-haystack 13.1.0.
 """
+BOOKKEEPING = "_qwen"
+"""The key of the payload under which ingestion keeps its notes; no metadata field may be called so."""
+
 SEPARATOR = "#chunk-"
 DIGEST_BYTES = 12  # 96 bits: at 100 million chunks a chance of about 1e-13 that a change goes unseen
 

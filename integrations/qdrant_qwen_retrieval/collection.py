@@ -207,11 +207,11 @@ class Collection:
                 found[str(point.id)] = self.layout.marks(point.payload or {}) or {}
         return found
 
-    def count(self) -> int:
-        """Points in it, counted exactly; 0 if it does not exist."""
+    def count(self, *, exact: bool = True) -> int:
+        """Points in it, or about how many; 0 if it does not exist."""
         if not self.is_there():
             return 0
-        return self.client.count(self.name, exact=True).count
+        return self.client.count(self.name, exact=exact).count
 
     def bulk_load(self) -> AbstractContextManager[None]:
         """Around the writing of many points: a server builds its index afterwards; see `deferred_indexing`."""

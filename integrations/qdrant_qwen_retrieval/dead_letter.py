@@ -11,24 +11,25 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from qdrant_qwen_retrieval.chunks import Record
-from qdrant_qwen_retrieval.rows import as_row
+from qdrant_qwen_retrieval.rows import Fields, as_row
 
 
 class DeadLetter:
     """A JSONL file that failures are appended to, made with the first.
 
-    Each line is ``{"id": …, "reason": …, "record": {…}}``, in which the record can be ingested as it is once it is
-    corrected; null for a row that could not be read at all.
+    Each line is ``{"id": …, "reason": …, "record": {…}}``, in which the record has the field names of its source, and
+    can be ingested as it is once it is corrected; null for a row that could not be read at all.
 
     Args:
         path: The file; None to write nothing.
+        fields: The names of id and text.
 
     Raises:
         ValueError: Nothing can be written there.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, fields: Fields) -> None:
+        self._path, self._fields = path, fields
         self._file: IO[str] | None = None
         if path is not None:
             _check_writable(path)
@@ -39,7 +40,7 @@ class DeadLetter:
             return
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8", newline="\n")
-        content = as_row(record) if isinstance(record, Record) else record
+        content = as_row(record, self._fields) if isinstance(record, Record) else record
         self._file.write(_line({"id": record_id, "reason": reason, "record": content}))
         self._file.flush()
 

@@ -12,7 +12,6 @@ from qdrant_client import QdrantClient, models
 from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.manifest import KEY, Manifest
 from qdrant_qwen_retrieval.stores import ApiKey, Store, StoreKind, open_store, status_of
-from qwen_retrieval.errors import CollectionNotFoundError
 
 _FEW = 100_000
 """Points of a server's collection up to which its records are counted: it must look at every point for it."""
@@ -106,11 +105,20 @@ def describe(
         timeout: See `QdrantIndex`.
 
     Raises:
-        CollectionNotFoundError: There is none of that name, or no such folder.
+        CollectionNotFoundError: There is none of that name, or no store in the folder.
         CollectionMismatchError: It was not made here.
         StoreError: The store cannot be used.
     """
-    store = _existing(path, url, client, api_key, prefer_grpc, grpc_port, timeout)
+    store = open_store(
+        path,
+        url=url,
+        client=client,
+        api_key=api_key,
+        prefer_grpc=prefer_grpc,
+        grpc_port=grpc_port,
+        timeout=timeout,
+        create=False,
+    )
     try:
         with store.reached():
             return describe_collection(Collection(store, collection))
@@ -140,10 +148,19 @@ def collections(
         timeout: See `QdrantIndex`.
 
     Raises:
-        CollectionNotFoundError: There is no such folder.
+        CollectionNotFoundError: There is no store in the folder.
         StoreError: The store cannot be used.
     """
-    store = _existing(path, url, client, api_key, prefer_grpc, grpc_port, timeout)
+    store = open_store(
+        path,
+        url=url,
+        client=client,
+        api_key=api_key,
+        prefer_grpc=prefer_grpc,
+        grpc_port=grpc_port,
+        timeout=timeout,
+        create=False,
+    )
     try:
         with store.reached():
             names = sorted(one.name for one in store.client.get_collections().collections)
@@ -177,29 +194,6 @@ def describe_collection(collection: Collection) -> Description:
         indexed_vectors=info.indexed_vectors_count or 0,
         payload_indexes={path: index.data_type.value for path, index in info.payload_schema.items()},
         disk_bytes=_folder_size(store.place) if store.kind == "embedded" else None,
-    )
-
-
-def _existing(
-    path: str | os.PathLike[str] | None,
-    url: str | None,
-    client: QdrantClient | None,
-    api_key: ApiKey | None,
-    prefer_grpc: bool,
-    grpc_port: int | None,
-    timeout: int,
-) -> Store:
-    """A store to look into: a folder is not made for that."""
-    if path is not None and url is None and client is None and not Path(path).is_dir():
-        raise CollectionNotFoundError(f"there is no store in {os.fspath(path)!r}; ingest something into it first")
-    return open_store(
-        path,
-        url=url,
-        client=client,
-        api_key=api_key,
-        prefer_grpc=prefer_grpc,
-        grpc_port=grpc_port,
-        timeout=timeout,
     )
 
 

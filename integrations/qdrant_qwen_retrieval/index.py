@@ -125,6 +125,7 @@ class QdrantIndex:
             prefer_grpc=prefer_grpc,
             grpc_port=grpc_port,
             timeout=timeout,
+            create=embedder is not None,
         )
         try:
             with self._store.reached():
@@ -164,7 +165,7 @@ class QdrantIndex:
         self,
         records: Any,  # noqa: ANN401 - any iterable, or what names one
         *,
-        id_field: str = "id",
+        id_field: str | None = "id",
         text_field: str = "text",
         chunk_size: int | None = 1000,
         splitter: Splitter | None = None,
@@ -174,6 +175,7 @@ class QdrantIndex:
         dry_run: bool = False,
         batch_size: int = 256,
         workers: int = 4,
+        check_count: bool = True,
         optimize: bool | None = None,
     ) -> IngestReport:
         """Bring records into the collection: new and changed ones are embedded and written, others are passed over.
@@ -185,7 +187,8 @@ class QdrantIndex:
             records: An iterable of `Record`, or of mappings with an id, a text, and optionally ``title``, ``metadata``
                 and ``chunks`` (other fields join the metadata), which may be a generator of any length; a dataset of
                 Hugging Face's; or the path, or a list of paths, of JSONL or Parquet files, of texts, or of folders.
-            id_field: Field of a mapping that has the record's id.
+            id_field: Field of a mapping that has the record's id. None makes ids of the texts: a text that has changed
+                is then a new record beside the old one.
             text_field: Field of a mapping that has its text.
             chunk_size: Most characters of a chunk; None to leave records whole. Records with chunks of their own keep
                 them.
@@ -196,6 +199,9 @@ class QdrantIndex:
             dry_run: Embed and write nothing, and report what would be done.
             batch_size: Chunks that are looked up, embedded and written at once.
             workers: Batches that are under way at the same time.
+            check_count: Count the points exactly before and after, and if that differs from what was written, because
+                others write too or the store has lost some, look up each point of this run. False where many processes
+                bring in parts of one large collection, and counting it again and again would take long.
             optimize: Call `optimize` at the end; None to do so for a store in a folder in which more than 20,000
                 vectors are not indexed.
 
@@ -208,15 +214,18 @@ class QdrantIndex:
             StoreError: The store cannot be used.
             ModelError: The model cannot be used.
             TypeError: An argument has the wrong type.
-            ValueError: An argument has an unknown value, or there is no embedder.
+            ValueError: An argument has an unknown value, there is no embedder, or the dead letter file is itself among
+                the `records`.
         """
         from qdrant_qwen_retrieval.ingest import run
-        from qdrant_qwen_retrieval.records import open_records
+        from qdrant_qwen_retrieval.records import check_output, open_records
         from qdrant_qwen_retrieval.splitting import text_splitter
 
         embedder = self._model()
         if splitter is None and chunk_size is not None:
             splitter = text_splitter(chunk_size)
+        if dead_letter is not None:
+            check_output(records, dead_letter)
         source = open_records(records, id_field=id_field, text_field=text_field)
         with self._store.reached(), shown(progress, source.total) as on_progress:
             report = run(
@@ -230,6 +239,7 @@ class QdrantIndex:
                 dry_run=dry_run,
                 batch_size=batch_size,
                 workers=workers,
+                check_count=check_count,
             )
         if not dry_run and (self._is_worth_optimizing() if optimize is None else optimize):
             self.optimize()

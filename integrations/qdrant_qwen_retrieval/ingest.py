@@ -22,8 +22,8 @@ from qdrant_qwen_retrieval.batches import Batch, Reader
 from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.dead_letter import DeadLetter
 from qdrant_qwen_retrieval.processing import Processor
-from qdrant_qwen_retrieval.reconciliation import IngestWarning, Reconciliation
-from qdrant_qwen_retrieval.report import IngestReport, OnProgress
+from qdrant_qwen_retrieval.reconciliation import Reconciliation
+from qdrant_qwen_retrieval.report import IngestReport, IngestWarning, OnProgress
 from qdrant_qwen_retrieval.rows import RecordSource
 from qdrant_qwen_retrieval.seen import Seen
 from qdrant_qwen_retrieval.splitting import Splitter
@@ -50,6 +50,7 @@ def run(
     dry_run: bool,
     batch_size: int,
     workers: int,
+    check_count: bool,
 ) -> IngestReport:
     """Ingest records: embed and store what is new or changed, and leave alone what is there already.
 
@@ -69,6 +70,7 @@ def run(
             would refuse are not found.
         batch_size: Chunks looked up, embedded and written together.
         workers: Threads that do so.
+        check_count: Compare at the end how many points there are with how many there must be.
 
     Returns:
         What was done.
@@ -82,7 +84,7 @@ def run(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, but got {value}")
     with ExitStack() as stack:
-        letters = stack.enter_context(DeadLetter(None if dry_run else dead_letter))
+        letters = stack.enter_context(DeadLetter(None if dry_run else dead_letter, source.fields))
         tally = Tally(stack.enter_context(track_usage()), letters, source.total, on_progress)
         seen = stack.enter_context(Seen())
         if (close := getattr(source.records, "close", None)) is not None:
@@ -90,7 +92,7 @@ def run(
         reader = Reader(source, splitter, batch_size, seen, tally)
         ingestion = _Ingestion(collection, embedder, tally, seen, batch_size=batch_size, dry_run=dry_run)
         try:
-            points = ingestion.run(reader, workers, delete_missing=delete_missing)
+            points = ingestion.run(reader, workers, delete_missing=delete_missing, check_count=check_count)
         except IngestError as error:
             raise IngestError(f"{str(error).rstrip('.')}. {tally.so_far()}") from error
         except BaseException as error:
@@ -136,16 +138,19 @@ class _Ingestion:
             prepare=self._load,
         )
 
-    def run(self, reader: Reader, workers: int, *, delete_missing: bool) -> int:
+    def run(self, reader: Reader, workers: int, *, delete_missing: bool, check_count: bool) -> int:
         """All of it. Returns how many points the collection has at the end."""
-        before = self._collection.count()  # at once and unasked again: a wrong address should not take minutes to tell
+        # At once, and not tried again: a wrong address should not take minutes to tell.
+        before = self._collection.count(exact=check_count)
         with self._loading:
             self._work(reader, workers)
         if delete_missing and self._may_delete(reader, before):
             missing = self._reconciliation.count_missing if self._dry_run else self._reconciliation.delete_missing
             self._tally.counts.deleted += missing()
         expected = before + self._tally.counts.new - self._tally.counts.deleted
-        return expected if self._dry_run else self._reconciliation.verify(expected)
+        if self._dry_run or not check_count:
+            return expected
+        return self._reconciliation.verify(expected)
 
     def _work(self, reader: Reader, workers: int) -> None:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="qwen-retrieval ingest")

@@ -30,12 +30,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from qdrant_qwen_retrieval.chunks import Chunk, chunk_id
+from qdrant_qwen_retrieval.chunks import BOOKKEEPING, Chunk, chunk_id
 
 LayoutName = Literal["compact", "langchain", "llama_index", "haystack", "universal"]
-
-BOOKKEEPING: Final = "_qwen"
-"""The key under which our own notes are stored: the only name that a metadata field cannot have."""
 
 _NODE_FIELDS: Final = frozenset({"_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"})
 _DOCUMENT_FIELDS: Final = frozenset(
@@ -89,12 +86,7 @@ class Layout(ABC):
         return f"{self.marks_path}.record"
 
     def payload(self, chunk: Chunk) -> dict[str, Any]:
-        """The payload of a chunk's point.
-
-        Raises:
-            ValueError: The metadata has a field named ``_qwen``.
-        """
-        check_metadata(chunk.metadata)
+        """The payload of a chunk's point."""
         return self._write(chunk, dict(chunk.metadata)) | {BOOKKEEPING: chunk.bookkeeping}
 
     def marks(self, payload: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -189,7 +181,6 @@ class _Haystack(Layout):
     keyword_paths = (f"meta.{BOOKKEEPING}.record",)
 
     def payload(self, chunk: Chunk) -> dict[str, Any]:
-        check_metadata(chunk.metadata)
         return self._write(chunk, dict(chunk.metadata) | {BOOKKEEPING: chunk.bookkeeping})
 
     def marks(self, payload: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -237,16 +228,6 @@ def get_layout(name: str) -> Layout:
     if name not in _LAYOUTS:
         raise ValueError(f"there is no layout {name!r}; it is one of {', '.join(get_args(LayoutName))}")
     return _LAYOUTS[name]
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse metadata that would overwrite the bookkeeping.
-
-    Raises:
-        ValueError: It has a field named ``_qwen``.
-    """
-    if BOOKKEEPING in metadata:
-        raise ValueError(f'"{BOOKKEEPING}" is where ingestion keeps its notes; rename that field of the metadata')
 
 
 def quote(key: str) -> str:

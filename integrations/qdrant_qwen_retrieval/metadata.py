@@ -13,7 +13,8 @@ from uuid import UUID
 
 import numpy as np
 
-RESERVED_KEY = "_qwen"  # what the collection itself notes with each point
+from qdrant_qwen_retrieval.chunks import BOOKKEEPING
+
 MAX_BYTES = 1_000_000  # as JSON; it is stored with every chunk of its record
 MAX_DEPTH = 64
 INT64 = range(-(2**63), 2**63)  # what a payload can hold
@@ -26,11 +27,11 @@ def json_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Nothing else is converted: bytes, sets, decimals, NaN and infinity have no JSON form that all readers agree on.
 
     Raises:
-        ValueError: A value has no JSON form, a key is no string, the key `RESERVED_KEY` is used, or it is all longer
+        ValueError: A value has no JSON form, a key is no string, the key ``_qwen`` is used, or it is all longer
             than `MAX_BYTES`; names the key.
     """
-    if RESERVED_KEY in metadata:
-        raise ValueError(f"the metadata key {RESERVED_KEY!r} is reserved; rename it")
+    if BOOKKEEPING in metadata:
+        raise ValueError(f"the metadata key {BOOKKEEPING!r} is reserved; rename it")
     values: dict[str, Any] = _mapping(metadata, "metadata", 0)
     size = len(json.dumps(values))
     if size > MAX_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,11 +14,7 @@ from qwen_retrieval.errors import IngestError
 
 _PAGE = 1000  # points looked at together
 
-_CALLER = 5  # frames from a warning to whoever called `QdrantIndex.ingest`
-
-
-class IngestWarning(UserWarning):
-    """Something that was asked of an ingestion was not done, or could not be checked as usual."""
+_log = logging.getLogger(__name__)
 
 
 class Reconciliation:
@@ -71,12 +67,7 @@ class Reconciliation:
                 "although the store has acknowledged them. Unless somebody deletes there at the same time, the store "
                 "loses data"
             )
-        warnings.warn(
-            f"{counted}: somebody else writes to it, too. The {checked:,} points of this run were looked up one by "
-            "one, and all are there",
-            IngestWarning,
-            stacklevel=_CALLER,
-        )
+        _log.info("%s: somebody else writes to it, too. All %d points of this run are there", counted, checked)
         return found
 
     def _missing(self) -> Iterator[list[str]]:

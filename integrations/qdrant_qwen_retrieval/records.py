@@ -6,12 +6,12 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sized
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qdrant_qwen_retrieval.chunks import Record
 from qdrant_qwen_retrieval.files import SUFFIXES, open_text
 from qdrant_qwen_retrieval.rows import Fields, RecordSource, Rejected, as_row, to_records
-from qdrant_qwen_retrieval.tables import open_jsonl, open_parquet
+from qdrant_qwen_retrieval.tables import open_arrow, open_jsonl, open_parquet
 
 __all__ = ["RecordSource", "Rejected", "Source", "as_row", "open_records"]
 
@@ -31,10 +31,10 @@ def open_records(source: Source, *, id_field: str | None = "id", text_field: str
         source: One of
 
             - an iterable of `Record` or of mappings: a list, a generator, a Hugging Face ``Dataset`` or
-              ``IterableDataset``. A mapping has an id (a string, an integer or a UUID) and a text; it may have
-              "title" (put before each chunk, and kept in the metadata), "metadata" (a mapping) and "chunks" (the
-              caller's own division, a list of strings, instead of or beside a text). Its other fields join the
-              metadata; one that is also in "metadata" is an error of that row.
+              ``IterableDataset``; or a ``Table`` or ``RecordBatch`` of pyarrow. A mapping has an id (a string, an
+              integer or a UUID) and a text; it may have "title" (put before each chunk, and kept in the metadata),
+              "metadata" (a mapping) and "chunks" (the caller's own division, a list of strings, instead of or beside a
+              text). Its other fields join the metadata; one that is also in "metadata" is an error of that row.
             - a path, or a list of paths, each read once: ``.jsonl`` or ``.ndjson``, ``.parquet``, text (``.txt``,
               ``.md``, ``.markdown``, ``.rst``, ``.py``), or a folder, which is searched for text only. Ids of text
               begin with its path below the folder given (with several paths: below the deepest folder that has them
@@ -54,26 +54,45 @@ def open_records(source: Source, *, id_field: str | None = "id", text_field: str
         MissingDependencyError: A ``.parquet`` file is given, and pyarrow is not installed.
     """
     fields = Fields(id_field, text_field)
-    if isinstance(source, str | os.PathLike):
-        return _open_paths([source], fields)
-    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
-        return _open_paths(source, fields)
+    if paths := _paths(source):
+        return _open_paths(paths, fields)
+    if hasattr(source, "schema") and hasattr(source, "num_rows"):  # asking its class would import pyarrow
+        return open_arrow(cast(Any, source), fields)
     _check_iterable(source)
     columns = getattr(source, "column_names", None)  # of a Hugging Face dataset; a streamed one may not know them
     if isinstance(columns, list):
         fields.check_columns(columns, "the dataset")
-    return RecordSource(to_records(source, "the input", fields), _length(source))
+    return RecordSource(to_records(cast(Iterable[object], source), "the input", fields), _length(source), fields)
 
 
-def _open_paths(given: Iterable[PathLike], fields: Fields) -> RecordSource:
-    paths = [Path(one) for one in given]
+def check_output(source: Source, output: PathLike) -> None:
+    """Refuse a file to write to that is read at the same time.
+
+    Raises:
+        ValueError: `output` is one of the files of `source`, or would be found in one of its folders.
+    """
+    file = Path(output).resolve()
+    for path in (one.resolve() for one in _paths(source)):
+        if path == file or (path in file.parents and file.suffix.lower() in SUFFIXES):
+            raise ValueError(f"{file} would be read and written at the same time; write what fails to another file")
+
+
+def _paths(source: object) -> list[Path]:
+    """The paths that name a source; [] for records themselves."""
+    some = [source] if isinstance(source, str | os.PathLike) else source
+    if isinstance(some, list | tuple) and all(isinstance(one, str | os.PathLike) for one in some):
+        return [Path(one) for one in some]
+    return []
+
+
+def _open_paths(paths: list[Path], fields: Fields) -> RecordSource:
     _check_exist(paths)
     named = {os.path.abspath(path): path for path in paths}  # each is read once, also where one is within another
     root = Path(os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in named]))
     sources = [_open_path(path, root, named, fields) for path in named.values()]
     totals = [source.total for source in sources if source.total is not None]
     total = sum(totals) if len(totals) == len(sources) else None
-    return RecordSource(chain.from_iterable(source.records for source in sources), total)
+    return RecordSource(chain.from_iterable(source.records for source in sources), total, fields)
 
 
 def _open_path(path: Path, root: Path, named: Collection[str], fields: Fields) -> RecordSource:
@@ -108,7 +127,7 @@ def _check_iterable(source: object) -> None:
     if library in {"pandas", "polars", "pyarrow"}:
         raise TypeError(
             f"the {kind} of {library} is read by columns; give its rows: frame.to_dict('records') of pandas, "
-            "frame.iter_rows(named=True) of polars, table.to_pylist() of pyarrow"
+            "frame.iter_rows(named=True) of polars"
         )
     if isinstance(source, Record | Mapping):
         raise TypeError(f"expected an iterable of records, but got one {kind}; put it into a list, or choose a split")

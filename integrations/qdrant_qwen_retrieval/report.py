@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+class IngestWarning(UserWarning):
+    """Something that was asked of an ingestion was not done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A record that was not ingested.
@@ -37,7 +41,7 @@ class IngestReport:
         tokens: Tokens embedded.
         truncated: Chunks that the model could not read to their end.
         seconds: From the first record read to the last point written.
-        points: Points in the collection at the end.
+        points: Points in the collection at the end; an estimate with ``check_count=False``.
         failures: The first 100 of those that failed.
         dry_run: Whether nothing was embedded and written, and the figures say what would have been.
     """

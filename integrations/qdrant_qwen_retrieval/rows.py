@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 from uuid import UUID
@@ -29,19 +29,6 @@ class Rejected:
     id: str
     reason: str
     record: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RecordSource:
-    """An opened source.
-
-    Attributes:
-        records: What is in it, read as it is consumed.
-        total: How many there are, for an estimate of the time left; None if that is not known beforehand.
-    """
-
-    records: Iterator[Record | Rejected]
-    total: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +60,21 @@ class Fields:
             raise ValueError(f"{where} {_missing(self.text, columns, 'text_field')}")
 
 
+@dataclass(frozen=True, slots=True)
+class RecordSource:
+    """An opened source.
+
+    Attributes:
+        records: What is in it, read as it is consumed.
+        total: How many there are, for an estimate of the time left; None if that is not known beforehand.
+        fields: The names that its rows give to id and text.
+    """
+
+    records: Iterator[Record | Rejected]
+    total: int | None
+    fields: Fields = field(default_factory=Fields)
+
+
 def to_records(rows: Iterable[object], place: str, fields: Fields) -> Iterator[Record | Rejected]:
     """`to_record` for each of `rows`; they are numbered from 1."""
     return (to_record(row, f"row {number} of {place}", fields) for number, row in enumerate(rows, start=1))
@@ -94,14 +96,15 @@ def to_record(row: object, place: str, fields: Fields) -> Record | Rejected:
             return _from_mapping(row, fields)
         raise ValueError(_not_a_row(row))
     except ValueError as error:
-        content = as_row(row) if isinstance(row, Record) else row
+        content = as_row(row, fields) if isinstance(row, Record) else row
         content = content if isinstance(content, Mapping) else None
         return Rejected(_name(content or {}, fields, place), f"{place}: {error}", content)
 
 
-def as_row(record: Record) -> dict[str, Any]:
-    """A record as a mapping that `to_record` takes; without the fields that are empty."""
-    row: dict[str, Any] = {"id": record.id, "text": record.text}
+def as_row(record: Record, fields: Fields) -> dict[str, Any]:
+    """A record as a mapping that `to_record` takes; without the fields that are empty, or made of others."""
+    row: dict[str, Any] = {} if fields.id is None else {fields.id: record.id}
+    row[fields.text] = record.text
     optional = {"title": record.title, "metadata": record.metadata, "chunks": record.chunks}
     return row | {name: value for name, value in optional.items() if value not in ("", {}, None)}
 

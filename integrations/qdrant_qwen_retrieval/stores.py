@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -94,6 +95,7 @@ def open_store(
     prefer_grpc: bool = True,
     grpc_port: int | None = None,
     timeout: int = 60,
+    create: bool = True,
 ) -> Store:
     """Open a store by exactly one of `path`, `url` and `client`. No server is asked anything yet.
 
@@ -107,11 +109,13 @@ def open_store(
         prefer_grpc: Use gRPC, which needs a quarter of the bytes and time for vectors; False for REST alone.
         grpc_port: Where the server listens for gRPC; None for 6334.
         timeout: Seconds to wait for an answer; qdrant-client's own 5 are too few for uploads.
+        create: Whether a store is made in a folder that has none.
 
     Raises:
+        CollectionNotFoundError: The folder has no store, and none shall be made.
         TypeError: An argument has the wrong type.
         ValueError: Not exactly one of the three is given, the URL is none, or something belongs to a server only.
-        StoreError: The client is one of qdrant-client's ``path=`` mode.
+        StoreError: The client is one of qdrant-client's ``path=`` mode, or the folder holds other things.
         StoreLockedError: Another process has the folder open.
         MissingDependencyError: The embedded engine is not installed.
     """
@@ -128,7 +132,7 @@ def open_store(
         return _open_server(url, api_key, prefer_grpc, grpc_port, timeout)
     if client is not None:
         return _given(client)
-    return _open_memory() if path == MEMORY else _open_folder(path)
+    return _open_memory() if path == MEMORY else _open_folder(path, create=create)
 
 
 def _open_memory() -> Store:
@@ -137,14 +141,17 @@ def _open_memory() -> Store:
     return Store(client, "memory", MEMORY)
 
 
-def _open_folder(path: str | os.PathLike[str] | None) -> Store:
+def _open_folder(path: str | os.PathLike[str] | None, *, create: bool) -> Store:
     from qdrant_qwen_retrieval.embedded import EmbeddedQdrantClient
+    from qdrant_qwen_retrieval.embedded.folder import has_store
 
     folder = os.fspath(path) if path is not None else ""
     if not isinstance(folder, str) or not folder:
         raise ValueError(f'path must be a folder or ":memory:", but got {path!r}')
     if "://" in folder:
         raise ValueError(f"path must be a folder, but got {_without_secrets(folder)}; give a server as url")
+    if not create and not has_store(Path(folder).expanduser()):
+        raise CollectionNotFoundError(f"there is no store in {folder!r}; ingest something into it first")
     return Store(EmbeddedQdrantClient(folder), "embedded", folder)
 
 

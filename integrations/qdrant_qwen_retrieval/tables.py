@@ -1,4 +1,4 @@
-"""Files with a record per row: JSON Lines and Parquet, read in constant memory."""
+"""Tables with a record per row: JSON Lines, Parquet and Arrow, read in constant memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qdrant_qwen_retrieval.rows import Fields, RecordSource, Rejected, to_record
 from qwen_retrieval.errors import needs_extra
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import RecordBatch, Table
     from pyarrow.parquet import ParquetFile
 
 MAX_LINE_BYTES = 32 * 1024 * 1024  # what a server takes in one request, and more than any record should be
@@ -42,6 +42,17 @@ def open_parquet(path: Path, fields: Fields) -> RecordSource:
         fields.check_columns(file.schema_arrow.names, str(path))
         total = file.metadata.num_rows
     return RecordSource(_parquet(path, fields), total)
+
+
+def open_arrow(table: Table | RecordBatch, fields: Fields) -> RecordSource:
+    """One record per row of a table in memory.
+
+    Raises:
+        ValueError: It has no columns of those names.
+    """
+    fields.check_columns(table.schema.names, "the table")
+    batches = table.to_batches(PARQUET_ROWS) if hasattr(table, "to_batches") else [table]
+    return RecordSource(_rows(batches, "the table", fields), table.num_rows, fields)
 
 
 def _count_lines(path: Path) -> int:
@@ -105,14 +116,16 @@ def _parquet_file(path: Path) -> ParquetFile:
 
 
 def _parquet(path: Path, fields: Fields) -> Iterator[Record | Rejected]:
-    number = 0
     with _parquet_file(path) as file:
-        for batch in file.iter_batches(PARQUET_ROWS):
-            for row in _python_rows(batch):
-                number += 1
-                place = f"row {number} of {path}"
-                is_bad = isinstance(row, ValueError)
-                yield Rejected(place, f"{place}: {row}") if is_bad else to_record(row, place, fields)
+        yield from _rows(file.iter_batches(PARQUET_ROWS), str(path), fields)
+
+
+def _rows(batches: Iterable[RecordBatch], table: str, fields: Fields) -> Iterator[Record | Rejected]:
+    rows = (row for batch in batches for row in _python_rows(batch))
+    for number, row in enumerate(rows, start=1):
+        place = f"row {number} of {table}"
+        is_bad = isinstance(row, ValueError)
+        yield Rejected(place, f"{place}: {row}") if is_bad else to_record(row, place, fields)
 
 
 def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any] | ValueError]:

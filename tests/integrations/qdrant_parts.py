@@ -68,6 +68,7 @@ def run(
 ) -> IngestReport:
     """An ingestion with the defaults of a small test."""
     defaults: dict[str, Any] = {"splitter": None, "delete_missing": False, "on_progress": None, "dry_run": False}
+    defaults["check_count"] = True
     return ingest.run(
         collection,
         embedder,

@@ -37,12 +37,6 @@ def no_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serve(QdrantClient(":memory:")) as server:
-        yield server
-
-
 def connect(server: Server, **options: Any) -> Store:
     return open_store(url=server.url, grpc_port=server.grpc_port, **options)
 

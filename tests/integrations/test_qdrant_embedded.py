@@ -840,6 +840,17 @@ def test_damaged_newer_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         EmbeddedQdrantClient(tmp_path / "file")
 
 
+def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes")
+    with pytest.raises(StoreError, match=r"is no store, and holds other things, such as 'notes\.md'; give a"):
+        EmbeddedQdrantClient(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
+    (tmp_path / "notes.md").rename(tmp_path / ".notes")  # hidden files are often nobody's, such as .DS_Store
+    EmbeddedQdrantClient(tmp_path).close()
+    (tmp_path / "notes.md").touch()
+    EmbeddedQdrantClient(tmp_path).close()  # it is a store by now
+
+
 def test_a_store_is_copied_by_the_client_s_own_migration(client: EmbeddedQdrantClient) -> None:
     local = QdrantClient(":memory:")
     fill(local)

@@ -128,20 +128,6 @@ def plain(result: Any) -> Any:
     return round(result, 5) if isinstance(result, float) else result
 
 
-@pytest.fixture(params=[False, True], ids=["rest", "grpc"])
-def prefer_grpc(request: pytest.FixtureRequest) -> bool:
-    flag: bool = request.param
-    return flag
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    backend = QdrantClient(":memory:")
-    with serve(backend) as server:
-        yield server
-    backend.close()
-
-
 @pytest.fixture
 def client(server: Server, prefer_grpc: bool) -> Iterator[QdrantClient]:
     client = server.client(prefer_grpc=prefer_grpc, timeout=5)

@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tenacity
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from qdrant_qwen_retrieval import QdrantIndex, bulk
-from qdrant_qwen_retrieval.stopping import Stop
 from qwen_retrieval.errors import IngestError, StoreError
 from tests.integrations.qdrant_parts import RecordingEngine, make_embedder
 from tests.integrations.qdrant_remote_parts import (
@@ -31,39 +28,12 @@ from tests.integrations.qdrant_remote_parts import (
     open_index,
     threshold,
 )
-from tests.qdrant_server import Drop, Fault, Late, Lose, Poison, RandomFaults, Reply, Request, Server, serve
+from tests.qdrant_server import Drop, Fault, Late, Lose, Poison, RandomFaults, Reply, Request, Server
 
 POINT_OPERATIONS = ("upsert", "retrieve", "delete", "batch_update_points")
 
 
-@pytest.fixture(params=[False, True], ids=["rest", "grpc"])
-def prefer_grpc(request: pytest.FixtureRequest) -> bool:
-    flag: bool = request.param
-    return flag
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    backend = QdrantClient(":memory:")
-    with serve(backend) as server:
-        yield server
-    backend.close()
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were to be waited; nobody waits them."""
-    waits: list[float] = []
-
-    def wait(stop: Stop, seconds: float) -> None:
-        waits.append(seconds)
-        stop.check()
-
-    monkeypatch.setattr(Stop, "sleep", wait)
-    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
-    return waits
-
+pytestmark = pytest.mark.usefixtures("waits")
 
 FAULTS: list[Fault] = [Reply(500), Reply(503), Reply(429), Reply(429, retry_after=2), Drop(), Lose()]
 AT_RANDOM: list[Fault] = [*FAULTS, Reply(408), Reply(502), Reply(504)]

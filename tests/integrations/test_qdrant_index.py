@@ -7,30 +7,24 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from qdrant_qwen_retrieval import EmbeddedQdrantClient, IngestReport, Progress, QdrantIndex, collections, describe
 from qdrant_qwen_retrieval import bulk as bulk_module
 from qdrant_qwen_retrieval import index as index_module
 from qwen_retrieval.errors import CollectionMismatchError, CollectionNotFoundError, StoreError
 from tests.integrations.qdrant_parts import RecordingEngine, make_embedder, record
-from tests.qdrant_server import Reply, Server, serve
+from tests.qdrant_server import Reply, Server
 
 RECORDS = [record(name, f"{name} one", f"{name} two", colour=colour) for name, colour in (("a", "red"), ("b", "blue"))]
 GREEN, YELLOW, GREY, RED = (models.CollectionStatus(one) for one in ("green", "yellow", "grey", "red"))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serve(QdrantClient(":memory:")) as server:
-        yield server
 
 
 @pytest.fixture(params=["memory", "embedded", "grpc", "rest"])
@@ -181,10 +175,17 @@ class TestDescribe:
         assert (found.disk_bytes or 0) > 0
 
     def test_it_makes_no_folder(self, tmp_path: Path) -> None:
-        for look in (lambda path: describe("c", path=path), lambda path: collections(path=path)):
+        looks: list[Callable[[Path], object]] = [
+            lambda path: describe("c", path=path),
+            lambda path: collections(path=path),
+            lambda path: QdrantIndex("c", path=path),
+        ]
+        for look in looks:
             with pytest.raises(CollectionNotFoundError, match="there is no store in"):
                 look(tmp_path / "none")
-        assert not (tmp_path / "none").exists()
+            with pytest.raises(CollectionNotFoundError, match="there is no store in"):
+                look(tmp_path)  # a folder, but no store
+        assert list(tmp_path.iterdir()) == []
 
     def test_before_anything_was_ingested_there_is_nothing_to_describe(self) -> None:
         with pytest.raises(CollectionNotFoundError):

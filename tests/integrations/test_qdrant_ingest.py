@@ -18,12 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
 
-from qdrant_qwen_retrieval import ingest
+from qdrant_qwen_retrieval import QdrantIndex, ingest
 from qdrant_qwen_retrieval.chunks import Record, point_id
 from qdrant_qwen_retrieval.collection import Collection
-from qdrant_qwen_retrieval.reconciliation import IngestWarning
 from qdrant_qwen_retrieval.records import open_records
-from qdrant_qwen_retrieval.report import Progress
+from qdrant_qwen_retrieval.report import IngestWarning, Progress
 from qdrant_qwen_retrieval.rows import RecordSource, Rejected
 from qdrant_qwen_retrieval.seen import Seen
 from qdrant_qwen_retrieval.stores import Store, open_store
@@ -290,8 +289,7 @@ class TestBadRecords:
             "batch_update_points",
             lambda write: (delete(collection.name, models.PointIdsList(points=[point_id("a")])), write())[1],
         )
-        with pytest.warns(IngestWarning, match="somebody else writes to it"):
-            report = run(collection, embedder, [record("a", "one", n=2), record("b", "two", n=2)])
+        report = run(collection, embedder, [record("a", "one", n=2), record("b", "two", n=2)])
         assert [one.id for one in report.failures] == ["a"]
         assert (report.replaced, report.points) == (1, 1)
 
@@ -331,6 +329,25 @@ class TestDeadLetter:
         report = run(collection, embedder, open_records(corrected).records)
         assert (report.failed, report.points) == (0, 5)
         assert points_of(collection)["long"].payload["meta"] == {"year": 1, "title": "T"}  # type: ignore[index]
+
+    @pytest.mark.parametrize("id_field", ["key", None])
+    def test_it_has_the_field_names_of_the_source_whatever_failed(self, tmp_path: Path, id_field: str | None) -> None:
+        path = tmp_path / "dead.jsonl"
+        fields: dict[str, Any] = {"id_field": id_field, "text_field": "body"}
+        rows: list[Any] = [
+            {"key": "long", "body": "x" * 50, "year": 1},  # the model refuses it
+            {"key": "blank", "body": " "},  # it cannot be split
+            {"key": "bad", "body": "x", "metadata": 1},  # it is no record
+        ]
+        embedder = make_embedder(max_length=12, on_overflow="error")
+        with embedder, QdrantIndex("c", embedder=embedder, path=":memory:") as index:
+            assert index.ingest(rows, **fields, dead_letter=path).failed == 3
+            corrected = [json.loads(line)["record"] for line in path.read_text().splitlines()]
+            assert len(corrected) == 3
+            for number, row in enumerate(corrected):
+                row |= {"body": f"short {number}", "metadata": {}}
+            report = index.ingest(corrected, **fields)
+            assert (report.failed, report.points) == (0, 3)
 
     def test_rows_that_are_no_json_are_spelled_out(
         self, collection: Collection, embedder: Embedder, tmp_path: Path
@@ -582,6 +599,7 @@ class TestHowItEnds:
                 dry_run=False,
                 batch_size=4,
                 workers=2,
+                check_count=True,
             )
         assert closed == [threading.get_ident()]
 
@@ -714,7 +732,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-@pytest.mark.filterwarnings("ignore::qdrant_qwen_retrieval.reconciliation.IngestWarning")
 class TestFourThreads:
     def test_disjoint_records_are_all_stored(self, store: Store) -> None:
         parts = [[record(f"{t}-{i}", *(f"{t} {i} {j}" for j in range(3))) for i in range(30)] for t in range(4)]
@@ -745,13 +762,37 @@ class TestCountsAtTheEnd:
         with pytest.raises(IngestError, match=r"1 of the 50 of this run are not in it, such as 'r5'"):
             run(collection, embedder, corpus(), batch_size=64)
 
-    def test_another_writer_is_told_of_and_no_error(self, collection: Collection, embedder: Embedder) -> None:
+    def test_another_writer_is_no_error_and_nothing_to_warn_of(
+        self, collection: Collection, embedder: Embedder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
         foreign = models.PointStruct(id=point_id("x"), vector=[1.0] * 16, payload={"content": "theirs"})
         upsert = collection.client.upsert
         after_writes(collection, lambda _: upsert(collection.name, [foreign]))
-        with pytest.warns(IngestWarning, match="51 points, where 50 were expected: somebody else writes to it"):
-            report = run(collection, embedder, corpus())
+        report = run(collection, embedder, corpus())
         assert report.points == 51
+        assert "51 points, where 50 were expected: somebody else writes to it" in caplog.text
+
+    def test_without_the_check_nothing_is_counted_exactly_or_looked_up_again(
+        self, collection: Collection, embedder: Embedder
+    ) -> None:
+        run(collection, embedder, corpus())
+        asked: list[bool] = []
+        lookups: list[int] = []
+        count, retrieve = collection.client.count, collection.client.retrieve
+
+        def counting(name: str, *, exact: bool) -> Any:
+            asked.append(exact)
+            return count(name, exact=exact)
+
+        def retrieving(name: str, ids: list[str], **options: Any) -> Any:
+            lookups.append(len(ids))
+            return retrieve(name, ids, **options)
+
+        collection.client.count = counting  # type: ignore[method-assign, assignment]
+        collection.client.retrieve = retrieving  # type: ignore[method-assign, assignment]
+        report = run(collection, embedder, corpus(), check_count=False)
+        assert (asked, sum(lookups), report.skipped, report.points) == ([False], 50, 50, 50)
 
 
 VERSIONS = st.dictionaries(

@@ -73,12 +73,6 @@ def test_the_bookkeeping_lies_under_one_key_where_the_paths_say(layout: Layout) 
     assert layout.record_path in layout.keyword_paths
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_metadata_cannot_overwrite_the_bookkeeping(layout: Layout) -> None:
-    with pytest.raises(ValueError, match='"_qwen" is where ingestion keeps its notes'):
-        layout.payload(chunk(_qwen=1))
-
-
 def test_an_unknown_layout_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="there is no layout 'llamaindex'; it is one of compact, langchain, llama_ind"):
         get_layout("llamaindex")

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from qdrant_qwen_retrieval import tables
 from qdrant_qwen_retrieval.chunks import Record
 from qdrant_qwen_retrieval.metadata import json_metadata
-from qdrant_qwen_retrieval.records import Rejected, as_row, open_records
+from qdrant_qwen_retrieval.records import Rejected, as_row, check_output, open_records
+from qdrant_qwen_retrieval.rows import Fields
 from qwen_retrieval.errors import MissingDependencyError
 
 NAMES = st.text(min_size=1, max_size=8)
@@ -122,7 +123,9 @@ def test_a_bad_row_says_where_it_is_and_what_is_wrong(row: object, expected: str
     assert expected in rejected.reason
     has_id = isinstance(row, Record) or (isinstance(row, dict) and "id" in row)
     assert rejected.id == ("a" if has_id else "row 2 of the input")
-    assert rejected.record == (as_row(row) if isinstance(row, Record) else row if isinstance(row, dict) else None)
+    assert rejected.record == (
+        as_row(row, Fields()) if isinstance(row, Record) else row if isinstance(row, dict) else None
+    )
 
 
 def test_a_record_with_chunks_needs_no_text() -> None:
@@ -154,10 +157,10 @@ def test_a_record_comes_back_from_its_row(
     identifier: str, text: str, metadata: dict[str, Any], title: str, chunks: list[str] | None
 ) -> None:
     record = Record(identifier, text, metadata, title, None if chunks is None else tuple(chunks))
-    again = only([as_row(record)])
+    again = only([as_row(record, Fields())])
     assert again == replace(record, metadata=({"title": title} if title else {}) | metadata)
     assert isinstance(again, Record)
-    assert only([as_row(again)]) == again
+    assert only([as_row(again, Fields())]) == again
 
 
 # ---------------------------------------------------------------------------------------------- iterables
@@ -227,9 +230,9 @@ def test_what_holds_no_records_is_refused(source: Any, expected: str) -> None:
 def test_a_data_frame_is_refused_with_what_to_give_instead() -> None:
     pandas, arrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     frame = pandas.DataFrame({"id": ["a"], "text": ["b"]})
-    for table in (frame, arrow.table({"id": ["a"], "text": ["b"]})):
-        with pytest.raises(TypeError, match=r"to_dict\('records'\) of pandas.*to_pylist\(\) of pyarrow"):
-            open_records(table)
+    for columns in (frame, arrow.table({"id": ["a"]})["id"]):
+        with pytest.raises(TypeError, match=r"read by columns; give its rows: .*to_dict\('records'\) of pandas"):
+            open_records(columns)
     assert only(frame.to_dict("records")) == Record("a", "b")
 
 
@@ -332,6 +335,37 @@ def test_parquet_is_read_by_batches_and_bad_rows_are_named(tmp_path: Path, monke
     assert three.reason.startswith(f"row 3 of {path}: column 'text' cannot be read: 'utf-8'")
     assert four.reason == f"row 4 of {path}: the id must be a string or an integer, but is None"
     assert open_records(path).total == 5
+
+
+def test_a_file_that_is_read_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("link").symlink_to("folder")
+    outputs: list[tuple[Any, Any]] = [
+        ("a.jsonl", tmp_path / "folder" / ".." / "a.jsonl"),
+        (["b.jsonl", Path("a.jsonl")], "a.jsonl"),
+        ("folder", "link/failed.txt"),
+    ]
+    for source, output in outputs:
+        with pytest.raises(ValueError, match="would be read and written at the same time; write what fails to another"):
+            check_output(source, output)
+    records = [{"id": "a", "text": "a.jsonl"}]
+    sources: list[Any] = ["folder", ["b.jsonl"], records, iter(records), "folder/a.jsonl.old"]
+    for harmless in sources:
+        check_output(harmless, "folder/a.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["table", "record_batch"])
+def test_an_arrow_table_is_read_by_rows_and_checked_at_the_door(kind: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    table = getattr(arrow, kind)({"id": [1, None], "text": ["a", "b"], "year": [2020, 2021]})
+    one, two = open_records(table).records
+    assert one == Record("1", "a", {"year": 2020})
+    assert isinstance(two, Rejected)
+    assert two.reason == "row 2 of the table: the id must be a string or an integer, but is None"
+    assert open_records(table).total == 2
+    with pytest.raises(ValueError, match=r"the table has no field 'key' .it has 'id', 'text', 'year'.; name the"):
+        open_records(table, id_field="key")
 
 
 def test_a_parquet_file_is_checked_at_the_door(tmp_path: Path) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import tenacity
 from pydantic import SecretStr
 from qdrant_client import QdrantClient, models
 
 from qdrant_qwen_retrieval import QdrantIndex
-from qdrant_qwen_retrieval.stopping import Stop
 from qwen_retrieval.errors import CollectionMismatchError, StoreError
 from tests.integrations.qdrant_parts import DIMENSIONS, make_embedder
 from tests.integrations.qdrant_remote_parts import (
@@ -27,34 +23,7 @@ from tests.integrations.qdrant_remote_parts import (
 )
 from tests.qdrant_server import Reply, Server, serve
 
-
-@pytest.fixture(params=[False, True], ids=["rest", "grpc"])
-def prefer_grpc(request: pytest.FixtureRequest) -> bool:
-    flag: bool = request.param
-    return flag
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    backend = QdrantClient(":memory:")
-    with serve(backend) as server:
-        yield server
-    backend.close()
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were to be waited; nobody waits them."""
-    waits: list[float] = []
-
-    def wait(stop: Stop, seconds: float) -> None:
-        waits.append(seconds)
-        stop.check()
-
-    monkeypatch.setattr(Stop, "sleep", wait)
-    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.delenv("QDRANT_API_KEY", raising=False)
-    return waits
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 @pytest.mark.parametrize("options", [{}, {"stages": (8,), "hybrid": True, "layout": "universal"}], ids=["plain", "all"])

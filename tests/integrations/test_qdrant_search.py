@@ -284,11 +284,6 @@ class TestArguments:
 class TestWhatIsAskedOfAServer:
     """The plan of a search, as it arrives."""
 
-    @pytest.fixture
-    def server(self) -> Iterator[Server]:
-        with serve(QdrantClient(":memory:")) as server:
-            yield server
-
     def asked(self, server: Server, embedder: Embedder, options: dict[str, Any], **search: Any) -> Any:
         with QdrantIndex(
             "c", embedder=embedder, url=server.url, grpc_port=server.grpc_port, prefer_grpc=False, **options

@@ -47,12 +47,6 @@ CORPUS = [
 CHANGED = [record | ({"text": "Short now."} if number % 3 else {}) for number, record in enumerate(CORPUS[10:])]
 
 
-@pytest.fixture(params=[False, True], ids=["rest", "grpc"])
-def prefer_grpc(request: pytest.FixtureRequest) -> bool:
-    flag: bool = request.param
-    return flag
-
-
 @pytest.fixture
 def name() -> Iterator[str]:
     """A collection of this test alone."""

@@ -25,7 +25,6 @@ def collection(
 ) -> None:
     """Say what is in a collection, and with which model it was made; without a name, list all. No model is loaded."""
     store.check()
-    store.must_exist()
     from qdrant_qwen_retrieval.description import collections, describe
 
     if collection is not None:

@@ -64,18 +64,9 @@ class StoreOptions:
 
     def exists(self) -> bool:
         """Whether there is a store in the folder, which opening it would make; of a server, that is not asked."""
-        from qdrant_qwen_retrieval.embedded.folder import STORE_FILE
+        from qdrant_qwen_retrieval.embedded.folder import has_store
 
-        return self.store is None or (self.store / STORE_FILE).is_file()
-
-    def must_exist(self) -> None:
-        """Refuse a folder without a store.
-
-        Raises:
-            CollectionNotFoundError: It has none.
-        """
-        if not self.exists():
-            raise CollectionNotFoundError(f"there is no store in {str(self.store)!r}; ingest something into it first")
+        return self.store is None or has_store(self.store)
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of ``QdrantIndex`` and ``describe`` that name the store."""
@@ -94,18 +85,16 @@ def connect(options: StoreOptions, *, create: bool = False) -> Iterator[Store]:
 
     Args:
         options: Which one.
-        create: Whether a folder that is not there is made.
+        create: Whether a store is made in a folder that has none.
 
     Raises:
-        CollectionNotFoundError: There is no such folder, and none shall be made.
+        CollectionNotFoundError: The folder has no store, and none shall be made.
         StoreError: See `qdrant_qwen_retrieval.stores.open_store`.
     """
     options.check()
     from qdrant_qwen_retrieval.stores import open_store
 
-    if not create:
-        options.must_exist()
-    store = open_store(**options.keywords())
+    store = open_store(**options.keywords(), create=create)
     try:
         with store.reached():
             yield store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -34,6 +35,8 @@ class EdgeBase(QdrantBase):
         self._store: Store | None = Store.open(path)
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # the store was closed at exit, and half of Python is gone
+            return
         with contextlib.suppress(StoreError):  # nobody could catch it
             self.close()
 

@@ -27,6 +27,7 @@ FORMAT = 1
 STORE_FILE, COLLECTION_FILE, COLLECTIONS, SHARD = "store.json", "collection.json", "collections", "shard"
 GARBAGE = ".deleted-"
 LOCAL_MODE_FILE = "meta.json"  # of qdrant-client's own `path=`, a format of pickles
+OWN_FILES = {STORE_FILE, f"{STORE_FILE}.tmp", COLLECTIONS}  # and hidden ones, such as the lock
 NAME_LENGTH = 40  # letters of the name in the folder's, for people; the hash tells collections apart
 
 
@@ -38,6 +39,32 @@ def folder_name(collection_name: str) -> str:
     readable = re.sub(r"[^a-z0-9]+", "-", collection_name.lower()).strip("-")[:NAME_LENGTH]
     digest = hashlib.blake2b(collection_name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return f"{readable}-{digest}" if readable else digest
+
+
+def has_store(root: Path) -> bool:
+    """Whether a folder is one of a store."""
+    return (root / STORE_FILE).is_file()
+
+
+def check_usable(root: Path) -> None:
+    """Refuse a folder that is in use for something else, before anything is written to it.
+
+    Raises:
+        StoreError: It has files and no store.
+    """
+    if has_store(root):
+        return
+    if (root / LOCAL_MODE_FILE).exists():
+        raise StoreError(
+            f"{root} is a folder of QdrantClient(path=...), which stores pickles; take another folder and "
+            "copy the collections with QdrantClient(path=...).migrate(EmbeddedQdrantClient(...))"
+        )
+    for entry in root.iterdir():
+        if entry.name not in OWN_FILES and not entry.name.startswith("."):
+            raise StoreError(
+                f"{root} is no store, and holds other things, such as {entry.name!r}; give a folder that is new or "
+                "empty, or that holds a store"
+            )
 
 
 class StoreFolder:
@@ -107,12 +134,7 @@ class StoreFolder:
         return self.root / COLLECTIONS / folder_name(collection_name)
 
     def _read(self) -> None:
-        if (self.root / LOCAL_MODE_FILE).exists() and not (self.root / STORE_FILE).exists():
-            raise StoreError(
-                f"{self.root} is a folder of QdrantClient(path=...), which stores pickles; take another folder and "
-                "copy the collections with QdrantClient(path=...).migrate(EmbeddedQdrantClient(...))"
-            )
-        if not (self.root / STORE_FILE).exists():
+        if not has_store(self.root):
             self.write_aliases({})
         aliases: dict[str, str] = read_json(self.root / STORE_FILE)["aliases"]
         for garbage in (self.root / COLLECTIONS).glob(f"{GARBAGE}*"):

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from qdrant_qwen_retrieval.embedded.engine import EngineProcess
-from qdrant_qwen_retrieval.embedded.folder import StoreFolder
+from qdrant_qwen_retrieval.embedded.folder import StoreFolder, check_usable
 from qwen_retrieval.errors import StoreError
 
 _lock = threading.RLock()  # the collector may close a client while this thread opens another
@@ -53,6 +53,7 @@ class Store:
         root = Path(path).expanduser().absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
+            check_usable(root)
         except OSError as error:
             raise StoreError(f"{root} cannot be a store: {error}") from error
         root = root.resolve()
