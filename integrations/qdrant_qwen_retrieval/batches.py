@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from qdrant_qwen_retrieval.chunks import Chunk, Record
@@ -24,7 +24,7 @@ class Batch:
         records: By their ids.
         chunks: Of each record, by its id.
         size: How many chunks they have in all.
-        weight: How many characters they have in all, metadata included.
+        weight: How many characters they have in all, metadata included, with each chunk.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -52,27 +52,39 @@ class Reader:
         batch_size: Chunks of a batch at most, unless one record alone has more: no record is divided.
         seen: Where ids are noted.
         tally: Where rows and failures are counted.
+        check: Called with every row; raises to end the reading.
 
     Attributes:
         unknown: Where the first row stands whose records are not known by id; None if there is none.
     """
 
     def __init__(
-        self, source: RecordSource, splitter: Splitter | None, batch_size: int, seen: Seen, tally: Tally
+        self,
+        source: RecordSource,
+        splitter: Splitter | None,
+        batch_size: int,
+        seen: Seen,
+        tally: Tally,
+        check: Callable[[], None],
     ) -> None:
         self.unknown: str | None = None
-        self._source, self._splitter, self._batch_size = source, splitter, batch_size
+        self._source, self._splitter, self._batch_size, self._check = source, splitter, batch_size, check
         self._seen, self._tally = seen, tally
 
     def __iter__(self) -> Iterator[Batch]:
         batch = Batch()
         for row in self._source.records:
+            self._check()
             self._tally.records += 1
-            chunks = self._reject(row) if isinstance(row, Rejected) else self._split(row)
-            if isinstance(row, Rejected) or not chunks:
+            if isinstance(row, Rejected):
+                self._reject(row)
+                continue
+            chunks = self._split(row)
+            if not chunks:
                 continue
             self._tally.chunks += len(chunks)
-            weight = sum(len(chunk.text) for chunk in chunks) + len(json.dumps(chunks[0].metadata, default=str))
+            metadata = len(json.dumps(chunks[0].metadata))  # which is stored with every chunk
+            weight = sum(len(chunk.text) + metadata for chunk in chunks)
             if not batch.fits(len(chunks), weight, self._batch_size):
                 yield batch
                 batch = Batch()
@@ -80,13 +92,15 @@ class Reader:
         if batch.size:
             yield batch
 
-    def _reject(self, row: Rejected) -> list[Chunk]:
-        if row.record is None or row.reason.startswith(f"{row.id}: "):  # its id is where it stands, for want of one
-            self.unknown = self.unknown or row.id
-        else:
-            self._seen.add(row.id, 0)
+    def _reject(self, row: Rejected) -> None:
+        match row.id_is:
+            case "record":
+                self._seen.add(row.id, 0)
+            case "prefix":
+                self._seen.add_prefix(row.id)
+            case "place":
+                self.unknown = self.unknown or row.id
         self._tally.fail(row.id, row.reason, row.record)
-        return []
 
     def _split(self, record: Record) -> list[Chunk]:
         try:
@@ -97,5 +111,7 @@ class Reader:
             return []
         if self._seen.add(record.id, len(chunks)):
             return chunks
+        if self._source.fields.id is None:  # ids are made of texts: it is the same record
+            return []
         self._tally.fail(record.id, f"id {record.id!r} occurs twice in the input; the first was kept", record)
         return []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,21 @@ class Collection:
         """How its payloads are written."""
         return self._layout
 
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Around calls of the client: see `Store.reached`. If somebody has deleted the collection, it can be made anew.
+
+        Raises:
+            CollectionNotFoundError: It does not exist.
+            StoreError: The store cannot be used.
+        """
+        try:
+            with self.store.reached():
+                yield
+        except CollectionNotFoundError:
+            self._opened = self._ready = False
+            raise
+
     def exists(self) -> bool:
         """Whether the store has it."""
         return self.client.collection_exists(self.name)
@@ -168,7 +183,7 @@ class Collection:
             self._ready = True
             return made
 
-    def points(self, chunks: Sequence[Chunk], dense: FloatArray) -> list[models.PointStruct]:
+    def points(self, chunks: Sequence[Chunk], dense: FloatArray) -> Iterator[models.PointStruct]:
         """What is written for chunks: the id, all vectors, and the payload.
 
         Args:
@@ -176,7 +191,8 @@ class Collection:
             dense: (n, dimensions), their vectors.
 
         Returns:
-            n points, in order.
+            n points, in order. Payloads are made one by one, because those of a record with large metadata would fill
+            the memory.
 
         Raises:
             ValueError: The shape is another one, or a number is not finite: Qdrant would drop the point, or never find
@@ -191,10 +207,10 @@ class Collection:
         if not np.isfinite(dense).all():
             raise ValueError(f"vectors for collection {self.name!r} must be finite, but one has NaN or infinity")
         vectors = self._vectors([chunk.text for chunk in chunks], dense)
-        return [
+        return (
             models.PointStruct(id=chunk.point_id, vector=vector, payload=self.layout.payload(chunk))
             for chunk, vector in zip(chunks, vectors, strict=True)
-        ]
+        )
 
     def marks(self, point_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The bookkeeping of points, by their ids, for those that exist; {} if the collection does not."""
@@ -213,9 +229,20 @@ class Collection:
             return 0
         return self.client.count(self.name, exact=exact).count
 
-    def bulk_load(self) -> AbstractContextManager[None]:
-        """Around the writing of many points: a server builds its index afterwards; see `deferred_indexing`."""
-        return deferred_indexing(self.client, self.name) if self.is_remote else nullcontext()
+    @contextmanager
+    def bulk_load(self) -> Iterator[None]:
+        """Around the writing of many points: a server builds its index afterwards; see `deferred_indexing`.
+
+        Raises:
+            StoreError: The server cannot be used. What is raised inside passes unchanged.
+        """
+        with ExitStack() as load:
+            if self.is_remote:
+                with self.reached():
+                    load.enter_context(deferred_indexing(self.client, self.name))
+            yield
+            with self.reached():
+                load.close()
 
     def wait_until_indexed(self, timeout: float) -> bool:
         """Wait until a server has built its index; see `bulk.wait_until_indexed`."""
@@ -278,8 +305,9 @@ class Collection:
         """Make the payload indexes that are missing: a run may have been killed before all were made."""
         if self.store.kind == "memory":
             return  # it has none, and would warn
+        schema = {_unquoted(path): index for path, index in info.payload_schema.items()}
         for path, kind in self._index_kinds().items():
-            found = info.payload_schema.get(path)
+            found = schema.get(_unquoted(path))
             if found is None:
                 params = index_params(kind, on_disk=self.is_remote and self.settings.on_disk)
                 self.client.create_payload_index(self.name, path, field_schema=params, wait=True)
@@ -293,3 +321,8 @@ class Collection:
         """Paths of the payload to be indexed, and as what."""
         fields = {self.layout.field(name): kind for name, kind in self._fields.items()}
         return dict.fromkeys(self.layout.keyword_paths, "keyword") | fields
+
+
+def _unquoted(path: str) -> str:
+    """A payload path for comparison: Qdrant gives it back with fewer quotation marks than it takes."""
+    return path.replace('"', "")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
+
 from qdrant_qwen_retrieval.chunks import Record
+from qdrant_qwen_retrieval.metadata import MAX_DEPTH, json_scalar
 from qdrant_qwen_retrieval.rows import Fields, as_row
 
 
@@ -72,14 +74,14 @@ def _line(content: dict[str, Any]) -> str:
 
 
 def _json(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - whatever a bad row holds
-    """`value` as JSON can hold it: the rest is spelled out."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if depth < 50:  # what contains itself ends here
-        if isinstance(value, Mapping):
-            return {str(key): _json(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [_json(item, depth + 1) for item in value]
-    return str(value) if depth < 50 else "…"
+    """`value` as it would have been stored; what has no such form is spelled out."""
+    if depth == MAX_DEPTH:  # what contains itself ends here
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(key): _json(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_json(item, depth + 1) for item in value]
+    try:
+        return json_scalar(value, "it")
+    except ValueError:
+        return value if isinstance(value, int) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ def folder(path: str | os.PathLike[str]) -> Iterator[Record | Rejected]:
     """Read the text, Markdown, reStructuredText and Python files under `path`, in the order of their names.
 
     Hidden files and folders, virtual environments and build results are passed over silently; a file that is
-    binary, larger than 1 MB, not UTF-8 or not readable is `Rejected`. Links to other folders are not followed.
+    binary, larger than 1 MB, not UTF-8, not readable or a link to a file outside of `path`, and a folder that is not
+    readable, is `Rejected`. Links to other folders are not followed.
 
     A record's id is the path of its file below `path`, and what it is called there: ``guide.md#Install > Linux``,
     ``pkg/mod.py#pkg.mod.Class.method``, ``notes.txt``; the second of the same name has `` (2)`` after it. Its metadata
@@ -60,7 +61,7 @@ def open_text(path: Path, root: Path, named: Collection[str] = ()) -> Iterator[R
             f"there is no text in the folder {path}: no file ends in {', '.join(SUFFIXES)}. "
             "Tables are named one by one, such as sorted(Path(...).glob('*.parquet'))"
         )
-    return (record for file in _files(path, named) for record in _file(file, root, limit=MAX_BYTES))
+    return _folder(path, root, named)
 
 
 def to_records(sections: Iterable[Section], name: str, path: str) -> Iterator[Record]:
@@ -71,7 +72,7 @@ def to_records(sections: Iterable[Section], name: str, path: str) -> Iterator[Re
         name: What the id of each begins with.
         path: What the metadata give as the place to look it up.
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for section in sections:
         identifier = unused(f"{name}#{section.name[:MAX_NAME]}" if section.name else name, taken)
         source = path if section.line is None else f"{path}:{section.line}"
@@ -105,28 +106,57 @@ def read_text(file: Path, limit: int | None = MAX_BYTES) -> str:
         raise ValueError("it is not UTF-8") from error
 
 
-def unused(name: str, taken: set[str]) -> str:
-    """`name`, or with the next number after it if it is in `taken`, to which it is added."""
-    identifier, number = name, 1
+def unused(name: str, taken: dict[str, int]) -> str:
+    """`name`, or with the next number after it if it is taken.
+
+    Args:
+        name: What to call it.
+        taken: Names, with the highest number after each; the one that is chosen is added.
+    """
+    number = taken.get(name, 0) + 1
+    identifier = name if number == 1 else f"{name} ({number})"
     while identifier in taken or is_chunk_id(identifier):
         number += 1
         identifier = f"{name} ({number})"
-    taken.add(identifier)
+    taken |= {identifier: 1, name: number}
     return identifier
 
 
+def _folder(path: Path, root: Path, named: Collection[str]) -> Iterator[Record | Rejected]:
+    unreadable: list[OSError] = []
+    inside = os.path.realpath(path)
+    for file in _files(path, named, unreadable.append):
+        if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(inside):
+            reason = "it is a link to a file outside of the folder; name that file itself to have it read"
+            yield _rejected(file, root, reason)
+        else:
+            yield from _file(file, root, limit=MAX_BYTES)
+    for error in unreadable:
+        yield _rejected(Path(error.filename), root, f"it is not readable: {error.strerror}", "/")
+
+
 def _file(file: Path, root: Path, limit: int | None) -> Iterator[Record | Rejected]:
-    name = Path(os.path.relpath(file, root)).as_posix()
+    name = _name(file, root)
     try:
         text = read_text(file, limit)
     except ValueError as error:
-        yield Rejected(name, f"{file}: {error}")
+        yield _rejected(file, root, str(error))
     else:
         yield from to_records(parsing.sections(name, file.suffix.lower(), text), name, name)
 
 
-def _files(root: Path, named: Collection[str] = ()) -> Iterator[Path]:
-    for parent, folders, names in os.walk(root):
+def _rejected(path: Path, root: Path, reason: str, end: str = "") -> Rejected:
+    return Rejected(_name(path, root) + end, f"{path}: {reason}", id_is="prefix")
+
+
+def _name(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _files(
+    root: Path, named: Collection[str] = (), on_error: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root, onerror=on_error):
         above = os.path.abspath(parent)
         folders[:] = sorted(
             name
@@ -141,4 +171,4 @@ def _files(root: Path, named: Collection[str] = ()) -> Iterator[Path]:
 
 def _is_passed_over(path: Path) -> bool:
     hidden_or_generated = path.name.startswith(".") or path.name in SKIPPED_FOLDERS or path.name.endswith(".egg-info")
-    return hidden_or_generated or (path / "pyvenv.cfg").exists()
+    return hidden_or_generated or os.path.exists(path / "pyvenv.cfg")

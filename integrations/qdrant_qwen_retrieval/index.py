@@ -181,7 +181,8 @@ class QdrantIndex:
         """Bring records into the collection: new and changed ones are embedded and written, others are passed over.
 
         It may be stopped at any point, and be run again: it goes on where it was, and leaves neither duplicates nor
-        half a record behind. Records that cannot be ingested are reported and do not stop it.
+        half a record behind. Records that cannot be ingested are reported and do not stop it; of one with many chunks
+        some may be stored by then, beside those of its last version, until a run in which it does not fail.
 
         Args:
             records: An iterable of `Record`, or of mappings with an id, a text, and optionally ``title``, ``metadata``
@@ -190,12 +191,12 @@ class QdrantIndex:
             id_field: Field of a mapping that has the record's id. None makes ids of the texts: a text that has changed
                 is then a new record beside the old one.
             text_field: Field of a mapping that has its text.
-            chunk_size: Most characters of a chunk; None to leave records whole. Records with chunks of their own keep
-                them.
+            chunk_size: Most characters of a chunk, without the title that is put before it; None to leave records
+                whole. Records with chunks of their own keep them.
             splitter: Splits a text, instead of `chunk_size`.
             delete_missing: Delete the records of earlier ingestions that are not among `records`.
             dead_letter: JSONL file to which records that failed are added, each with the reason.
-            progress: Show a bar on the terminal; or a function that is called after each batch.
+            progress: Show a bar on the terminal; or a function that is called again and again.
             dry_run: Embed and write nothing, and report what would be done.
             batch_size: Chunks that are looked up, embedded and written at once.
             workers: Batches that are under way at the same time.
@@ -227,7 +228,7 @@ class QdrantIndex:
         if dead_letter is not None:
             check_output(records, dead_letter)
         source = open_records(records, id_field=id_field, text_field=text_field)
-        with self._store.reached(), shown(progress, source.total) as on_progress:
+        with shown(progress, source.total) as on_progress:
             report = run(
                 self._collection,
                 embedder,
@@ -303,7 +304,7 @@ class QdrantIndex:
             exact=exact,
             oversampling=oversampling,
         )
-        with self._store.reached():
+        with self._collection.reached():
             hits = retrieve(self._collection, search)
         if reranker is not None:
             return rerank(hits, reranker, query, limit=limit, instruction=instruction, score_threshold=score_threshold)
@@ -355,7 +356,7 @@ class QdrantIndex:
         if isinstance(record_ids, str) or not all(isinstance(id_, str) for id_ in ids):
             raise TypeError(f"record_ids must be a list of strings, but got {record_ids!r}")
         deleted = 0
-        with self._store.reached():
+        with self._collection.reached():
             if not self._collection.is_there():
                 return 0
             for start in range(0, len(ids), _RECORDS_AT_ONCE):
@@ -370,7 +371,7 @@ class QdrantIndex:
         Raises:
             StoreError: The store cannot be used.
         """
-        with self._store.reached():
+        with self._collection.reached():
             return self._collection.count()
 
     def describe(self) -> Description:
@@ -380,7 +381,7 @@ class QdrantIndex:
             CollectionNotFoundError: Nothing was ever ingested.
             StoreError: The store cannot be used.
         """
-        with self._store.reached():
+        with self._collection.reached():
             return describe_collection(self._collection)
 
     def optimize(self, *, timeout: float = 3600.0) -> bool:
@@ -399,7 +400,7 @@ class QdrantIndex:
             StoreError: The store cannot be used, or the server reports that indexing has failed.
         """
         self._must_exist()
-        with self._store.reached():
+        with self._collection.reached():
             if self._collection.is_embedded:
                 self.client.optimize(self.name)  # type: ignore[attr-defined]
             return not self._collection.is_remote or self._collection.wait_until_indexed(timeout)
@@ -431,7 +432,7 @@ class QdrantIndex:
         return self._embedder
 
     def _must_exist(self) -> None:
-        with self._store.reached():
+        with self._collection.reached():
             if not self._collection.is_there():
                 raise self._collection.missing()
 
@@ -448,7 +449,8 @@ class QdrantIndex:
         return models.Filter(must=[match])
 
     def _is_worth_optimizing(self) -> bool:
-        if not self._collection.is_embedded or not self._collection.is_there():
-            return False
-        info = self.client.get_collection(self.name)
+        with self._collection.reached():
+            if not self._collection.is_embedded or not self._collection.is_there():
+                return False
+            info = self.client.get_collection(self.name)
         return (info.points_count or 0) - (info.indexed_vectors_count or 0) > UNINDEXED

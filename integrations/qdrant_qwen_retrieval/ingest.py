@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -31,7 +31,7 @@ from qdrant_qwen_retrieval.stopping import Stop
 from qdrant_qwen_retrieval.tally import Tally
 from qdrant_qwen_retrieval.upload import Uploader
 from qwen_retrieval import Embedder
-from qwen_retrieval.errors import IngestError
+from qwen_retrieval.errors import CollectionNotFoundError, IngestError
 from qwen_retrieval.usage import track_usage
 
 IN_FLIGHT_CHARACTERS = 8_000_000
@@ -65,7 +65,7 @@ def run(
             in it. Nothing is deleted, with an `IngestWarning`, if the source is empty or has rows that could not be
             read and might have been any record.
         dead_letter: A JSONL file to append failed records to; see `DeadLetter`. A dry run writes none.
-        on_progress: Told after each batch. What it raises ends the run.
+        on_progress: Told how far it is, after each part of a batch. What it raises ends the run.
         dry_run: Write nothing, embed nothing, and report what would be done. Inputs that only the model or the store
             would refuse are not found.
         batch_size: Chunks looked up, embedded and written together.
@@ -89,8 +89,8 @@ def run(
         seen = stack.enter_context(Seen())
         if (close := getattr(source.records, "close", None)) is not None:
             stack.callback(close)
-        reader = Reader(source, splitter, batch_size, seen, tally)
         ingestion = _Ingestion(collection, embedder, tally, seen, batch_size=batch_size, dry_run=dry_run)
+        reader = Reader(source, splitter, batch_size, seen, tally, ingestion.check)
         try:
             points = ingestion.run(reader, workers, delete_missing=delete_missing, check_count=check_count)
         except IngestError as error:
@@ -126,6 +126,7 @@ class _Ingestion:
         self._loading = ExitStack()
         self._lock = threading.Lock()
         self._is_loading = False
+        self._weights: dict[Future[None], int] = {}  # of the batches under way
         self._process = Processor(
             collection,
             embedder,
@@ -140,8 +141,7 @@ class _Ingestion:
 
     def run(self, reader: Reader, workers: int, *, delete_missing: bool, check_count: bool) -> int:
         """All of it. Returns how many points the collection has at the end."""
-        # At once, and not tried again: a wrong address should not take minutes to tell.
-        before = self._collection.count(exact=check_count)
+        before = self._count(exact=check_count)
         with self._loading:
             self._work(reader, workers)
         if delete_missing and self._may_delete(reader, before):
@@ -152,23 +152,54 @@ class _Ingestion:
             return expected
         return self._reconciliation.verify(expected)
 
+    def check(self) -> None:
+        """Raise what has gone wrong in a batch by now."""
+        for future in [future for future in self._weights if future.done()]:
+            del self._weights[future]
+            future.result()
+
+    def _count(self, *, exact: bool) -> int:
+        try:
+            with self._collection.reached():  # not tried again: a wrong address should not take minutes to tell
+                return self._collection.count(exact=exact)
+        except CollectionNotFoundError:  # deleted since it was opened
+            return 0
+
     def _work(self, reader: Reader, workers: int) -> None:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="qwen-retrieval ingest")
         try:
-            _feed(pool, self._process, self._prepared(reader), workers + 1)
+            self._feed(pool, reader, workers + 1)
         except BaseException:
             self._stop.request()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _prepared(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+    def _feed(self, pool: ThreadPoolExecutor, batches: Iterable[Batch], in_flight: int) -> None:
+        """Have all batches processed, reading no further ahead than `in_flight` of them.
+
+        Raises:
+            BaseException: What reading or processing raises.
+        """
+        weights = self._weights
         is_first = True
         for batch in batches:
             if is_first and not self._dry_run:
-                self._collection.ensure()
+                with self._collection.reached():
+                    self._collection.ensure()
             is_first = False
-            yield batch
+            while weights and (
+                len(weights) >= in_flight or sum(weights.values()) + batch.weight > IN_FLIGHT_CHARACTERS
+            ):
+                self._settle()
+            # In a copy of the caller's context, so that what it counts and traces includes the work of these threads.
+            weights[pool.submit(copy_context().run, self._process, batch)] = batch.weight
+        while weights:
+            self._settle()
+
+    def _settle(self) -> None:
+        wait(self._weights, return_when=FIRST_COMPLETED)
+        self.check()
 
     def _load(self) -> None:
         """Tell the store, once, that many points will come."""
@@ -180,31 +211,9 @@ class _Ingestion:
     def _may_delete(self, reader: Reader, before: int) -> bool:
         reason = None
         if not self._tally.records and before:
-            reason = "the input is empty; if that is right, delete the collection itself"
+            reason = "the input is empty; if that is right, delete the records by their ids, or make a new collection"
         elif reader.unknown is not None:
             reason = f"{reader.unknown} could not be read, and might hold any of the records that seem to be missing"
         if reason is not None:
             warnings.warn(f"delete_missing has deleted nothing: {reason}", IngestWarning, stacklevel=_CALLER)
         return reason is None
-
-
-def _feed(pool: ThreadPoolExecutor, process: Callable[[Batch], None], batches: Iterable[Batch], in_flight: int) -> None:
-    """Have all batches processed, reading no further ahead than `in_flight` of them.
-
-    Raises:
-        BaseException: What reading or processing raises.
-    """
-    weights: dict[Future[None], int] = {}
-    for batch in batches:
-        while weights and (len(weights) >= in_flight or sum(weights.values()) + batch.weight > IN_FLIGHT_CHARACTERS):
-            _settle(weights)
-        # In a copy of the caller's context, so that what it counts and traces includes the work of these threads.
-        weights[pool.submit(copy_context().run, process, batch)] = batch.weight
-    while weights:
-        _settle(weights)
-
-
-def _settle(weights: dict[Future[None], int]) -> None:
-    for future in wait(weights, return_when=FIRST_COMPLETED).done:
-        del weights[future]
-        future.result()

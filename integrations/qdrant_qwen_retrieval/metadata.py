@@ -67,17 +67,26 @@ def _json(value: Any, key: str, depth: int) -> Any:  # noqa: ANN401 - any value 
         return _mapping(value, key, depth)
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
         return [_json(item, f"{key}[{index}]", depth + 1) for index, item in enumerate(value)]
-    return _scalar(value, key)
+    return json_scalar(value, key)
 
 
-def _scalar(value: Any, key: str) -> str | int | float | bool | None:  # noqa: ANN401 - any value
+def json_scalar(value: Any, key: str) -> str | int | float | bool | None:  # noqa: ANN401 - any value
+    """A value without parts, as it is stored; see `json_metadata`.
+
+    Args:
+        value: Any value.
+        key: What to call it in an error.
+
+    Raises:
+        ValueError: It has no JSON form.
+    """
     if isinstance(value, np.ndarray):  # without dimensions
         value = value[()]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, np.bool_):
         return bool(value)
-    if isinstance(value, Integral | float | np.floating):
+    if isinstance(value, Integral | float | np.floating) and not isinstance(value, np.timedelta64):  # which is Integral
         return _number(value, key)
     text = _text(value)
     if text is None:

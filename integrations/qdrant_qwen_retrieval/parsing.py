@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-MARKDOWN_HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*$")
-FENCE = re.compile(r"\s*(```|~~~)")
+MARKDOWN_HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
+FENCE = re.compile(r"\s*(`{3,}|~{3,})(.*)")
 UNDERLINE = re.compile(r"([=\-`:'\"~^_*+#<>])\1{2,}$")
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LINE_END = re.compile(r"\r\n|\r|\n")  # not str.splitlines, which also divides at form feeds: Python's parser does not
@@ -80,14 +80,19 @@ def entries(text: str, module: str) -> list[Entry]:
     """Everything in a Python file that can have a docstring, in order; nothing if the file does not parse."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escape sequences in other people's files
+            for category in (SyntaxWarning, DeprecationWarning):  # invalid escape sequences in other people's files
+                warnings.simplefilter("ignore", category)  # these alone: the filter holds for other threads too
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     lines = LINE_END.split(text)
-    members = list(_definitions(tree, module))
-    own = Entry(module, module, 1, ast.get_docstring(tree) or "", _own_code(lines, 1, len(lines), module, members))
-    return [own, *(_entry(node, prefix, lines, members) for node, prefix in members)]
+    found = list(_definitions(tree, module))
+    members: dict[str, list[Definition]] = {}
+    for node, prefix in found:
+        members.setdefault(prefix, []).append(node)
+    code = _own_code(lines, 1, len(lines), members.get(module, []))
+    own = Entry(module, module, 1, ast.get_docstring(tree) or "", code)
+    return [own, *(_entry(node, prefix, lines, members) for node, prefix in found)]
 
 
 def _python(path: str, text: str) -> Iterator[Section]:
@@ -98,28 +103,34 @@ def _python(path: str, text: str) -> Iterator[Section]:
         yield Section(entry.name, entry.code, entry.signature, entry.line)
 
 
-def _definitions(parent: ast.AST, prefix: str) -> Iterator[tuple[Definition, str]]:
+def _definitions(tree: ast.AST, module: str) -> Iterator[tuple[Definition, str]]:
     """Classes and functions, and what is in the classes, but not what is local to functions."""
-    for node in ast.iter_child_nodes(parent):
+    stack = [(ast.iter_child_nodes(tree), module)]  # no recursion: an ``elif`` is an ``if`` in an ``if``
+    while stack:
+        nodes, prefix = stack[-1]
+        node = next(nodes, None)
+        if node is None:
+            stack.pop()
+            continue
         if isinstance(node, Definition):
             yield node, prefix
         if isinstance(node, ast.ClassDef):
-            yield from _definitions(node, f"{prefix}.{node.name}")
+            stack.append((ast.iter_child_nodes(node), f"{prefix}.{node.name}"))
         elif isinstance(node, ast.If | ast.Try):
-            yield from _definitions(node, prefix)
+            stack.append((ast.iter_child_nodes(node), prefix))
 
 
-def _entry(node: Definition, prefix: str, lines: list[str], members: list[tuple[Definition, str]]) -> Entry:
+def _entry(node: Definition, prefix: str, lines: list[str], members: dict[str, list[Definition]]) -> Entry:
     name = f"{prefix}.{node.name}"
     is_class = isinstance(node, ast.ClassDef)
     signature = f"class {name}" if isinstance(node, ast.ClassDef) else f"{name}({_parameters(node.args)})"
-    code = _own_code(lines, _first_line(node), _last_line(node), name, members if is_class else [])
+    code = _own_code(lines, _first_line(node), _last_line(node), members.get(name, []) if is_class else [])
     return Entry(name, signature, _first_line(node), ast.get_docstring(node) or "", code)
 
 
-def _own_code(lines: list[str], first: int, last: int, name: str, members: list[tuple[Definition, str]]) -> str:
-    """The lines from `first` to `last` without those of the members of `name`, which are entries of their own."""
-    spans = [range(_first_line(node), _last_line(node) + 1) for node, prefix in members if prefix == name]
+def _own_code(lines: list[str], first: int, last: int, members: list[Definition]) -> str:
+    """The lines from `first` to `last` without those of the members, which are entries of their own."""
+    spans = [range(_first_line(node), _last_line(node) + 1) for node in members]
     others = {number for span in spans for number in span}
     return "\n".join(lines[number - 1] for number in range(first, last + 1) if number not in others)
 
@@ -146,14 +157,27 @@ def _parameters(arguments: ast.arguments) -> str:
 
 
 def _markdown_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:
-    """Headings as (first line, line after it, level, title); what is in a code fence is not one."""
-    fenced = False
+    """Headings as (first line, line after it, level, title); what is in a code fence is not one.
+
+    Source: https://spec.commonmark.org/0.31.2/ sections 4.2 and 4.5, but for indented code, which is rare.
+    """
+    opened = ""  # the fence of the block of code that a line is in
     for number, line in enumerate(lines):
-        if FENCE.match(line):
-            fenced = not fenced
-        heading = MARKDOWN_HEADING.match(line)
-        if heading and not fenced:
-            yield number, number + 1, len(heading[1]), heading[2]
+        fence = FENCE.match(line)
+        if opened:
+            if fence and fence[1].startswith(opened) and not fence[2].strip():
+                opened = ""
+        elif fence and not (fence[1][0] == "`" and "`" in fence[2]):  # that would be code within a line
+            opened = fence[1]
+        elif (heading := MARKDOWN_HEADING.match(line)) and (title := _without_closing(heading[2])):
+            yield number, number + 1, len(heading[1]), title
+
+
+def _without_closing(title: str) -> str:
+    """A title without the number signs that may stand behind it, after white space."""
+    title = title.rstrip()
+    kept = title.rstrip("#")
+    return kept.rstrip() if not kept or kept[-1].isspace() else title
 
 
 def _rst_headings(lines: list[str]) -> Iterator[tuple[int, int, int, str]]:

@@ -3,7 +3,8 @@
 At any moment every stored chunk of a record has a place below the count that is stored with the record's first chunk.
 So whoever finds that first chunk knows where to look for all others, even after a run that was killed in between. For
 this, the first chunk is written before any other, and only when a record gets shorter it comes last, after the chunks
-that are gone were deleted.
+that are gone were deleted. Where somebody else has removed the first chunk alone, the places behind the record's end
+are looked at one by one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from enum import IntEnum
 from typing import Any
 
 from qdrant_qwen_retrieval.chunks import Chunk, chunk_id, point_id
-from qdrant_qwen_retrieval.layouts import Layout
 
 Marks = Mapping[str, Mapping[str, Any]]
 """Point id -> `Chunk.bookkeeping` as it is stored; nothing in it for a point that a framework has written."""
@@ -36,14 +36,12 @@ class Change:
         chunk: What to write.
         phase: When.
         is_new: Whether there is no such point yet.
-        payload: Its payload.
         embed: Whether the vector must be computed; else the stored one is right, and the payload alone is written.
     """
 
     chunk: Chunk
     phase: Phase
     is_new: bool
-    payload: dict[str, Any]
     embed: bool
 
 
@@ -64,21 +62,26 @@ class Plan:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def make_plan(records: Iterable[Sequence[Chunk]], marks: Marks, layout: Layout) -> Plan:
+def stored_count(chunks: Sequence[Chunk], marks: Marks) -> int | None:
+    """How many chunks the collection says to have of a record; None if the first is not there, or not ours."""
+    count = marks.get(chunks[0].point_id, {}).get("count")
+    return count if isinstance(count, int) else None
+
+
+def make_plan(records: Iterable[Sequence[Chunk]], marks: Marks, orphaned: Mapping[str, int]) -> Plan:
     """Compare records with what is stored of them.
 
     Args:
         records: The chunks of each.
         marks: Of the points of these chunks, as far as they exist.
-        layout: Of the collection.
+        orphaned: Record id -> how many chunks the collection has, where no first chunk tells it.
     """
     plan = Plan()
     for chunks in records:
         head = chunks[0]
-        stored = marks.get(head.point_id, {}).get("count")
-        stale = range(len(chunks), stored if isinstance(stored, int) else 0)
+        stale = range(len(chunks), stored_count(chunks, marks) or orphaned.get(head.record_id, 0))
         try:
-            changes = [_change(chunk, marks.get(chunk.point_id), layout, shorter=bool(stale)) for chunk in chunks]
+            changes = [_change(chunk, marks.get(chunk.point_id), shorter=bool(stale)) for chunk in chunks]
         except ValueError as error:
             plan.refused[head.record_id] = str(error)
             continue
@@ -90,7 +93,7 @@ def make_plan(records: Iterable[Sequence[Chunk]], marks: Marks, layout: Layout) 
     return plan
 
 
-def _change(chunk: Chunk, mark: Mapping[str, Any] | None, layout: Layout, *, shorter: bool) -> Change | None:
+def _change(chunk: Chunk, mark: Mapping[str, Any] | None, *, shorter: bool) -> Change | None:
     stored = mark or {}
     owner = stored.get("record", chunk.record_id)
     if owner != chunk.record_id:
@@ -102,4 +105,4 @@ def _change(chunk: Chunk, mark: Mapping[str, Any] | None, layout: Layout, *, sho
     if same_text and stored.get("metadata") == chunk.metadata_hash:
         return None
     phase = Phase.REST if chunk.index else Phase.SHORTER_HEAD if shorter else Phase.HEAD
-    return Change(chunk, phase, is_new=mark is None, payload=layout.payload(chunk), embed=not same_text)
+    return Change(chunk, phase, is_new=mark is None, embed=not same_text)

@@ -8,9 +8,10 @@ from collections.abc import Collection as Positions
 import numpy as np
 
 from qdrant_qwen_retrieval.batches import Batch
+from qdrant_qwen_retrieval.chunks import chunk_id, point_id
 from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.isolation import isolate
-from qdrant_qwen_retrieval.plan import Change, Phase, Plan, make_plan
+from qdrant_qwen_retrieval.plan import Change, Marks, Phase, Plan, make_plan, stored_count
 from qdrant_qwen_retrieval.seen import Seen
 from qdrant_qwen_retrieval.stopping import Stop
 from qdrant_qwen_retrieval.tally import Counts, Tally
@@ -57,26 +58,49 @@ class Processor:
         """Take one batch there: when this returns, each of its records is stored, or counted as failed."""
         self._stop.check()
         ids = [chunk.point_id for chunks in batch.chunks.values() for chunk in chunks]
-        marks = self._uploader.ask(lambda: self._collection.marks(ids))
-        plan = make_plan(batch.chunks.values(), marks, self._collection.layout)
-        counts = Counts(done=batch.size, skipped=plan.skipped)
+        marks = self._lookup(ids)
+        plan = make_plan(batch.chunks.values(), marks, self._orphaned(batch, marks))
         failed = dict(plan.refused)
         if self._dry_run:
-            self._foresee(plan, counts)
+            self._tally.count(self._foreseen(plan))
         elif plan.changes:
             self._prepare()
             for start in range(0, len(plan.changes), self._batch_size):
-                self._carry_out(plan.changes[start : start + self._batch_size], plan, counts, failed)
+                part = plan.changes[start : start + self._batch_size]
+                counts = Counts(done=len(part))
+                try:
+                    self._carry_out(part, plan, counts, failed)
+                finally:
+                    self._tally.count(counts)  # what is written counts, whatever came after it
+                self._tally.tell()
         for record_id, reason in failed.items():
             self._seen.fail(record_id)
             self._tally.fail(record_id, reason, batch.records[record_id])
-        self._tally.add(counts)
+        self._tally.count(Counts(done=batch.size - len(plan.changes), skipped=plan.skipped))
+        self._tally.tell()
 
-    def _foresee(self, plan: Plan, counts: Counts) -> None:
-        counts.embedded = sum(change.embed for change in plan.changes)
-        counts.new = sum(change.is_new for change in plan.changes)
-        counts.replaced = len(plan.changes) - counts.new
-        counts.deleted = sum(len(self._existing(record_id, ids)) for record_id, ids in plan.stale.items())
+    def _orphaned(self, batch: Batch, marks: Marks) -> dict[str, int]:
+        """Record id -> how many chunks there are, for records whose first chunk is not there, or not ours any more."""
+        headless = {id: chunks for id, chunks in batch.chunks.items() if stored_count(chunks, marks) is None}
+        ends = {record_id: len(chunks) for record_id, chunks in headless.items()}
+        looked_at = ends
+        while looked_at:
+            ids = {record_id: point_id(chunk_id(record_id, end)) for record_id, end in looked_at.items()}
+            found = self._lookup(list(ids.values()))
+            ours = [record_id for record_id, id in ids.items() if found.get(id, {}).get("record") == record_id]
+            looked_at = {record_id: looked_at[record_id] + 1 for record_id in ours}
+            ends = ends | looked_at
+        return ends
+
+    def _foreseen(self, plan: Plan) -> Counts:
+        new = sum(change.is_new for change in plan.changes)
+        return Counts(
+            done=len(plan.changes),
+            embedded=sum(change.embed for change in plan.changes),
+            new=new,
+            replaced=len(plan.changes) - new,
+            deleted=sum(len(self._existing(record_id, ids)) for record_id, ids in plan.stale.items()),
+        )
 
     def _carry_out(self, changes: Sequence[Change], plan: Plan, counts: Counts, failed: dict[str, str]) -> None:
         """Embed and write some chunks; records that fail get no further."""
@@ -112,10 +136,10 @@ class Processor:
         refused: dict[str, str] = {}
         if whole:
             dense = np.stack([vectors[change] for change in whole])  # (whole, dimensions)
-            points = self._collection.points([change.chunk for change in whole], dense)
-            refused |= self._uploader.upsert(points)
-        payloads = {change.chunk.point_id: change.payload for change in changes if not change.embed}
-        refused |= self._uploader.rewrite(payloads)
+            refused |= self._uploader.upsert(self._collection.points([change.chunk for change in whole], dense))
+        payload = self._collection.layout.payload
+        rest = (change.chunk for change in changes if not change.embed)
+        refused |= self._uploader.rewrite((chunk.point_id, payload(chunk)) for chunk in rest)
         for change in changes:
             if (reason := refused.get(change.chunk.point_id)) is not None:
                 _fail(change, reason, failed)
@@ -131,8 +155,10 @@ class Processor:
         return len(ids)
 
     def _existing(self, record_id: str, ids: Sequence[str]) -> list[str]:
-        marks = self._uploader.ask(lambda: self._collection.marks(ids))
-        return [id for id, mark in marks.items() if mark.get("record") == record_id]
+        return [id for id, mark in self._lookup(ids).items() if mark.get("record") == record_id]
+
+    def _lookup(self, ids: Sequence[str]) -> Marks:
+        return self._uploader.ask(lambda: self._collection.marks(ids))
 
 
 def _of_others(changes: Sequence[Change], failed: dict[str, str]) -> list[Change]:

@@ -68,7 +68,7 @@ def _docstrings(file: Path, module: str, path: str) -> Iterator[Record]:
         text = read_text(file)
     except ValueError:
         return
-    taken: set[str] = set()  # a name may be defined twice, such as for two systems
+    taken: dict[str, int] = {}  # a name may be defined twice, such as for two systems
     for entry in parsing.entries(text, module):
         if entry.docstring and entry.is_public and len(entry.docstring.split()) >= MIN_DOCSTRING_WORDS:
             place = {"source": entry.name, "path": path, "title": entry.signature}

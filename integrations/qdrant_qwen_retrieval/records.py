@@ -37,10 +37,10 @@ def open_records(source: Source, *, id_field: str | None = "id", text_field: str
               text). Its other fields join the metadata; one that is also in "metadata" is an error of that row.
             - a path, or a list of paths, each read once: ``.jsonl`` or ``.ndjson``, ``.parquet``, text (``.txt``,
               ``.md``, ``.markdown``, ``.rst``, ``.py``), or a folder, which is searched for text only. Ids of text
-              begin with its path below the folder given (with several paths: below the deepest folder that has them
-              all).
-        id_field: The field with the id. None makes ids of the texts: the same text is then the same record, and a
-            text that has changed is a new record beside the old one.
+              begin with its path below the folder given (with several: below the deepest that has all text), so that
+              two folders with files of the same names must be given together, or go into two collections.
+        id_field: The field with the id. None makes ids of the texts: the same text is then the same record, of which
+            the first is kept, and a text that has changed is a new record beside the old one.
         text_field: The field with the text.
 
     Returns:
@@ -88,7 +88,9 @@ def _paths(source: object) -> list[Path]:
 def _open_paths(paths: list[Path], fields: Fields) -> RecordSource:
     _check_exist(paths)
     named = {os.path.abspath(path): path for path in paths}  # each is read once, also where one is within another
-    root = Path(os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in named]))
+    texts = [path for path in named if os.path.isdir(path) or Path(path).suffix.lower() in SUFFIXES]
+    folders = [path if os.path.isdir(path) else os.path.dirname(path) for path in texts]
+    root = Path(os.path.commonpath(folders)) if folders else Path()
     sources = [_open_path(path, root, named, fields) for path in named.values()]
     totals = [source.total for source in sources if source.total is not None]
     total = sum(totals) if len(totals) == len(sources) else None

@@ -67,7 +67,7 @@ class IngestReport:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an ingestion is; given to ``progress`` after each batch, from any thread, one call at a time.
+    """How far an ingestion is; given to ``progress`` again and again, from any thread, one call at a time.
 
     Attributes:
         records: Records read so far.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
@@ -21,14 +21,16 @@ class Rejected:
     """What could not become a record.
 
     Attributes:
-        id: Its id; where it stands in its source if it has none.
+        id: Its id; where it stands in its source if that is not known.
         reason: Where it stands, and what is wrong with it.
         record: The row as it was read, which may hold values that are not JSON; None where nothing could be read.
+        id_is: What `id` is: the id of a record, what the ids of all records in it begin with, or a place.
     """
 
     id: str
     reason: str
     record: Mapping[str, Any] | None = None
+    id_is: Literal["record", "prefix", "place"] = "place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +97,21 @@ def to_record(row: object, place: str, fields: Fields) -> Record | Rejected:
         if isinstance(row, Mapping):
             return _from_mapping(row, fields)
         raise ValueError(_not_a_row(row))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: of values that are like no other, such as pandas' NA
         content = as_row(row, fields) if isinstance(row, Record) else row
         content = content if isinstance(content, Mapping) else None
-        return Rejected(_name(content or {}, fields, place), f"{place}: {error}", content)
+        identifier = _known_id(content or {}, fields)
+        reason = f"{place}: {error}"
+        return Rejected(identifier or place, reason, content, "record" if identifier else "place")
 
 
 def as_row(record: Record, fields: Fields) -> dict[str, Any]:
-    """A record as a mapping that `to_record` takes; without the fields that are empty, or made of others."""
-    row: dict[str, Any] = {} if fields.id is None else {fields.id: record.id}
-    row[fields.text] = record.text
+    """A record as a mapping that `to_record` takes; without the fields that are empty, and an id that is made."""
+    row: dict[str, Any] = {fields.id or "id": record.id, fields.text: record.text}
+    if fields.id is None and record.id == _id_of(record):
+        del row["id"]
     optional = {"title": record.title, "metadata": record.metadata, "chunks": record.chunks}
-    return row | {name: value for name, value in optional.items() if value not in ("", {}, None)}
+    return row | {name: value for name, value in optional.items() if value is not None and len(value)}
 
 
 def _from_mapping(row: Mapping[Any, Any], fields: Fields) -> Record:
@@ -118,7 +123,7 @@ def _from_mapping(row: Mapping[Any, Any], fields: Fields) -> Record:
     identifier = None if fields.id is None else rest.pop(fields.id)
     text, title, chunks = rest.pop(fields.text, ""), rest.pop("title", None), rest.pop("chunks", None)
     metadata = rest.pop("metadata", None)
-    title = "" if title is None else title
+    title = "" if title is None else _string(title, "title")
     record = _record("" if fields.id is None else identifier, text, title, _joined(metadata, rest, title), chunks)
     return record if fields.id is not None else _record(_id_of(record), text, title, record.metadata, chunks)
 
@@ -153,13 +158,15 @@ def _chunks(value: object) -> tuple[str, ...] | None:
     return tuple(_string(chunk, f"chunk {number}") for number, chunk in enumerate(value))
 
 
-def _joined(metadata: object, rest: Mapping[Any, Any], title: object) -> dict[Any, Any]:
+def _joined(metadata: object, rest: Mapping[Any, Any], title: str) -> dict[Any, Any]:
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, Mapping):
         raise ValueError(f"the metadata must be a mapping, but is {_kind(metadata)}")
     if twice := [key for key in rest if key in metadata]:
         raise ValueError(f"{twice[0]!r} stands both in the metadata and beside it; keep one of them")
+    if title and metadata.get("title", title) != title:
+        raise ValueError("the title stands beside the metadata and differs from the one in it; keep one of them")
     return ({"title": title} if title else {}) | dict(metadata) | dict(rest)
 
 
@@ -168,11 +175,11 @@ def _id_of(record: Record) -> str:
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=ID_BYTES).hexdigest()
 
 
-def _name(row: Mapping[Any, Any], fields: Fields, place: str) -> str:
+def _known_id(row: Mapping[Any, Any], fields: Fields) -> str | None:
     try:
-        return _id(row[fields.id]) or place if fields.id is not None else place
+        return _id(row[fields.id]) or None
     except (KeyError, ValueError):
-        return place
+        return None
 
 
 def _missing(name: str, known: Iterable[object], option: str) -> str:

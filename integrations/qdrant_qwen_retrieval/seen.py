@@ -16,6 +16,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._prefixes: tuple[str, ...] = ()
         # Without a name it is a temporary file, which SQLite removes from its folder as soon as it is open, so that not
         # even a killed run leaves it behind: https://www.sqlite.org/inmemorydb.html#temp_db
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -41,6 +42,11 @@ class Seen:
             )
             return found.rowcount == 1
 
+    def add_prefix(self, prefix: str) -> None:
+        """Note that records whose ids begin so occur, although nobody knows which."""
+        with self._lock:
+            self._prefixes += (prefix,)
+
     def fail(self, record_id: str) -> None:
         """Note that a record is not stored, or not completely."""
         with self._lock:
@@ -48,7 +54,7 @@ class Seen:
 
     def __contains__(self, record_id: str) -> bool:
         with self._lock:
-            return (
+            return record_id.startswith(self._prefixes) or (
                 self._database.execute("SELECT 1 FROM seen WHERE id = ?", (_storable(record_id),)).fetchone()
                 is not None
             )

@@ -77,13 +77,17 @@ class Store:
         """Around calls of the client: a server that cannot be reached, or refuses, becomes a `StoreError`.
 
         Raises:
-            CollectionNotFoundError: The server has no such collection.
+            CollectionNotFoundError: There is no such collection.
             StoreError: Nobody answers at the URL, or the key is refused, or the server reports an error.
         """
         try:
             yield
         except (ResponseHandlingException, UnexpectedResponse, QdrantException, grpc.RpcError) as error:
             raise _explain(error, self.place) from error
+        except ValueError as error:  # how the stores in memory and in a folder say it
+            if _NOT_FOUND.fullmatch(str(error)):
+                raise CollectionNotFoundError(f"{self.place} does not find it: {error}") from error
+            raise
 
 
 def open_store(
@@ -298,6 +302,8 @@ def _explain(error: Exception, place: str) -> StoreError:
         "where only REST is open); a slow one needs a longer timeout"
     )
 
+
+_NOT_FOUND = re.compile(r"Collection .* not found", re.S)
 
 _STATUS = {
     grpc.StatusCode.UNAUTHENTICATED: 401,

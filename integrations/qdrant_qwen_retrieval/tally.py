@@ -40,7 +40,7 @@ class Tally:
         usage: What the models have counted.
         dead_letter: Where failures are written.
         total: Records in all, if that is known.
-        on_progress: Told after each batch, one call at a time.
+        on_progress: Told how far it is, one call at a time.
     """
 
     def __init__(
@@ -64,10 +64,13 @@ class Tally:
                 self.failures.append(Failure(record_id, reason))
             self._dead_letter.write(record_id, reason, record)
 
-    def add(self, counts: Counts) -> None:
-        """Count a batch that is done, and tell of it."""
+    def count(self, counts: Counts) -> None:
+        """Count what is done."""
         with self._lock:
             self.counts.add(counts)
+
+    def tell(self) -> None:
+        """Tell how far the run is."""
         if self._on_progress is not None:
             with self._telling:  # figures are read inside, so that they never go back
                 self._on_progress(self._progress())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 _ALL_REFUSED = 16
 """So many points refused for the same reason, and none accepted: then it is not the points."""
 
+_NAMES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+")  # ids and numbers, by which reasons differ that are the same
+
 _REST_FLOAT, _GRPC_FLOAT = 21, 4  # bytes; measured for REST, which spells numbers out
 
 T = TypeVar("T")
@@ -66,8 +69,8 @@ class Uploader:
         self._patience = PATIENCE if patience is None else patience
         self._sleep = sleep
 
-    def upsert(self, points: Sequence[models.PointStruct]) -> Refused:
-        """Store points, in their order.
+    def upsert(self, points: Iterable[models.PointStruct]) -> Refused:
+        """Store points, in their order; they are taken a request at a time.
 
         Returns:
             Those that the store will never take. All others are stored and acknowledged.
@@ -80,11 +83,11 @@ class Uploader:
             refused |= self._send(request, lambda part: self._client.upsert(self._name, list(part), wait=True))
         return refused
 
-    def rewrite(self, payloads: Mapping[str, dict[str, Any]]) -> Refused:
+    def rewrite(self, payloads: Iterable[tuple[str, dict[str, Any]]]) -> Refused:
         """Replace the whole payload of stored points, whose vectors stay.
 
         Args:
-            payloads: Point id -> payload.
+            payloads: Point ids and payloads, which are taken a request at a time.
 
         Returns:
             See `upsert`; points that do not exist any more are among them.
@@ -92,7 +95,7 @@ class Uploader:
         Raises:
             IngestError: The store takes nothing any more.
         """
-        points = [models.PointStruct(id=id, vector={}, payload=payload) for id, payload in payloads.items()]
+        points = (models.PointStruct(id=id, vector={}, payload=payload) for id, payload in payloads)
         refused: Refused = {}
         for request in self._requests(points):
             refused |= self._send(request, self._overwrite)
@@ -147,7 +150,7 @@ class Uploader:
         """Write one request, or what can be written of it."""
         done, failed = isolate(points, lambda part: self._try(lambda: write(part)), _blame)
         refused = {str(point.id): f"the store refuses it: {detail_of(error)}" for point, error in failed}
-        if not done and len(refused) >= _ALL_REFUSED and len(set(refused.values())) == 1:
+        if not done and len(refused) >= _ALL_REFUSED and len({_NAMES.sub("", why) for why in refused.values()}) == 1:
             error = failed[0][1]
             raise IngestError(
                 f"the store refuses every point for collection {self._name!r}: {detail_of(error)}"
@@ -187,8 +190,8 @@ class Uploader:
             fault = fault_of(error)
             if fault is Fault.TRANSIENT:
                 raise IngestError(
-                    f"the store could not be reached for collection {self._name!r}, tried again for up to "
-                    f"{self._patience:g} s: {detail_of(error)}"
+                    f"the store could not be reached for collection {self._name!r} within {self._patience:g} s, tried "
+                    f"{attempts.statistics['attempt_number']} times{_asked_to_wait(error)}: {detail_of(error)}"
                 ) from error
             if fault is Fault.FATAL and not isinstance(error, IngestError):
                 raise IngestError(
@@ -228,6 +231,11 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     backoff = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
     return max(backoff, retry_after(error) if error else 0.0)
+
+
+def _asked_to_wait(error: Exception) -> str:
+    seconds = retry_after(error)
+    return f" (it asks to wait for {seconds:g} s)" if seconds else ""
 
 
 def _tell(state: RetryCallState) -> None:

@@ -444,7 +444,7 @@ class TestPoints:
             open_collection().points(chunks("a", "b"), dense)
 
     def test_there_may_be_none(self) -> None:
-        assert open_collection(stages=[8], hybrid=True).points([], np.empty((0, 16), dtype=np.float32)) == []
+        assert list(open_collection(stages=[8], hybrid=True).points([], np.empty((0, 16), dtype=np.float32))) == []
 
     @pytest.mark.parametrize("layout", ["compact", "langchain", "llama_index", "haystack", "universal"])
     @pytest.mark.parametrize("kind", ["memory", "server"])
@@ -456,7 +456,7 @@ class TestPoints:
         ids = [*(chunk.point_id for chunk in some), Chunk("other", 0, 1, "", {}).point_id]
         assert collection.marks(ids) == {}
         collection.ensure()
-        collection.client.upsert("test", collection.points(some, embedder.embed_documents(["a", "b"])))
+        collection.client.upsert("test", [*collection.points(some, embedder.embed_documents(["a", "b"]))])
         assert collection.marks(ids) == {chunk.point_id: chunk.bookkeeping for chunk in some}
         assert collection.count() == 2
         store.close()
@@ -573,7 +573,7 @@ class TestBulkLoad:
         store.client.update_collection("test", optimizers_config=diff)
         texts = [str(number) for number in range(40)]
         embedder = make_embedder()
-        points = open_collection(store, embedder).points(chunks(*texts), embedder.embed_documents(texts))
+        points = list(open_collection(store, embedder).points(chunks(*texts), embedder.embed_documents(texts)))
         store.client.upsert("test", points)
         with bulk.deferred_indexing(store.client, "test"):
             assert threshold(store) == 1

@@ -11,6 +11,7 @@ import pytest
 
 from qdrant_qwen_retrieval.chunks import Record
 from qdrant_qwen_retrieval.files import folder
+from qdrant_qwen_retrieval.parsing import sections
 from qdrant_qwen_retrieval.python_docs import MIN_DOCSTRING_WORDS, project_documentation, standard_library
 from qdrant_qwen_retrieval.records import Rejected, open_records
 from qdrant_qwen_retrieval.splitting import split
@@ -47,6 +48,22 @@ def test_markdown_is_split_at_its_headings(tmp_path: Path) -> None:
     assert ids(tmp_path) == ["guide.md", "guide.md#Setup > Linux", "guide.md#Use"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# C#\nx", {"C#": "x"}),
+        ("# Use ##  \nx", {"Use": "x"}),
+        ("# ##\nx", {"": "# ##\nx"}),  # no title at all
+        ("# A\n```js x```\n# B\ny", {"A": "```js x```", "B": "y"}),  # code within a line
+        ("# A\n````\n```\n# no heading\n````\n# B\ny", {"A": "````\n```\n# no heading\n````", "B": "y"}),
+        ("# A\n~~~\n```\n~~~\n# B\ny", {"A": "~~~\n```\n~~~", "B": "y"}),
+        ("# A\n```\n``` x\n# no heading", {"A": "```\n``` x\n# no heading"}),
+    ],
+)
+def test_markdown_is_read_as_commonmark_has_it(text: str, expected: dict[str, str]) -> None:
+    assert {section.name: section.text for section in sections("a.md", ".md", text)} == expected
+
+
 def test_rst_is_split_at_its_headings(tmp_path: Path) -> None:
     (tmp_path / "guide.rst").write_text("=====\nGuide\n=====\n\nintro\n\nSetup\n-----\nuse pip\n\nUse\n---\nrun it\n")
     assert read(tmp_path) == [
@@ -79,6 +96,12 @@ def test_python_is_split_into_its_functions_and_classes(tmp_path: Path) -> None:
 def test_python_that_does_not_parse_is_still_text(tmp_path: Path) -> None:
     (tmp_path / "old.py").write_text("print 'hello'\n")
     assert read(tmp_path) == [("old.py", "", "print 'hello'")]
+
+
+def test_a_thousand_branches_are_no_end(tmp_path: Path) -> None:
+    branches = "".join(f"elif x == {number}:\n    pass\n" for number in range(3000))
+    (tmp_path / "a.py").write_text(f"if x:\n    def first(): ...\n{branches}\nclass Last:\n    pass\n")
+    assert ids(tmp_path)[-1] in ("a.py", "a.py#a.Last")  # how deep Python's own parser goes is its affair
 
 
 def test_lines_are_counted_as_python_counts_them(tmp_path: Path) -> None:
@@ -145,6 +168,15 @@ def test_files_of_the_same_name_in_two_folders_have_ids_of_their_own(tmp_path: P
     assert [record.id for record in found] == ["one/a.txt", "two/a.txt"]
 
 
+def test_a_table_beside_a_folder_changes_no_id(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "deep").mkdir(parents=True)
+    (tmp_path / "docs" / "deep" / "a.txt").write_text("text")
+    (tmp_path / "faq.jsonl").write_text('{"id": "q", "text": "?"}')
+    alone = [record.id for record in open_records(tmp_path / "docs").records]
+    both = [record.id for record in open_records([tmp_path / "docs", tmp_path / "faq.jsonl"]).records]
+    assert (alone, both) == (["deep/a.txt"], ["deep/a.txt", "q"])
+
+
 def test_what_is_named_beside_its_folder_is_read_once(tmp_path: Path) -> None:
     for name in ("docs/a.txt", "docs/sub/b.txt", "docs/sub/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -187,8 +219,43 @@ def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
         (tmp_path / name / "a.txt").write_text(name)
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
-    (tmp_path / "in" / "file.txt").symlink_to(tmp_path / "out" / "a.txt")
-    assert read(tmp_path / "in") == [("a.txt", "", "in"), ("file.txt", "", "out")]
+    assert read(tmp_path / "in") == [("a.txt", "", "in")]
+
+
+def test_a_link_to_a_file_outside_of_the_folder_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.txt").write_text("password")
+    (tmp_path / "in" / "a.txt").write_text("in")
+    (tmp_path / "in" / "b.txt").symlink_to("a.txt")
+    (tmp_path / "in" / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    *inside, outside = folder(tmp_path / "in")
+    assert [record.id for record in inside] == ["a.txt", "b.txt"]
+    assert isinstance(outside, Rejected)
+    assert (outside.id, outside.id_is) == ("notes.txt", "prefix")
+    assert "a link to a file outside of the folder; name that file itself to have it read" in outside.reason
+    (named,) = open_records(tmp_path / "in" / "notes.txt").records
+    assert isinstance(named, Record)
+
+
+def test_a_folder_that_cannot_be_listed_is_rejected_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "closed", "z"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(name)
+    scandir = os.scandir
+
+    def scan(path: Any) -> Any:
+        if os.fspath(path) == str(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)  # the tests may run as root, who may list everything
+    *records, closed = folder(tmp_path)
+    assert [record.id for record in records] == ["a/x.txt", "z/x.txt"]
+    assert isinstance(closed, Rejected)
+    assert (closed.id, closed.id_is, closed.record) == ("closed/", "prefix", None)
+    assert closed.reason == f"{tmp_path / 'closed'}: it is not readable: Permission denied"
 
 
 def test_files_that_cannot_be_read_as_text_are_rejected_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -149,6 +149,15 @@ class TestDelete:
             QdrantIndex("c", embedder=make_embedder(), path=":memory:").delete(ids)
 
 
+def test_an_index_of_a_field_with_any_name_is_found_again(tmp_path: Path) -> None:
+    with QdrantIndex("c", embedder=make_embedder(), path=tmp_path, indexed_fields={"année": "integer"}) as index:
+        index.ingest([record("a", "one", année=2020)])
+    with QdrantIndex("c", embedder=make_embedder(), path=tmp_path, indexed_fields={"année": "integer"}) as index:
+        assert [hit.id for hit in index.search("one", filter={"année": 2020})] == ["a"]
+    with pytest.raises(CollectionMismatchError, match="is indexed as 'integer', not 'keyword'"):
+        QdrantIndex("c", embedder=make_embedder(), path=tmp_path, indexed_fields={"année": "keyword"})
+
+
 class TestDescribe:
     def test_it_says_what_is_there_and_with_what_it_was_made(self, place: dict[str, Any]) -> None:
         embedder = make_embedder()

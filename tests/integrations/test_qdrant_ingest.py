@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from qdrant_qwen_retrieval import QdrantIndex, ingest
 from qdrant_qwen_retrieval.chunks import Record, point_id
@@ -27,7 +32,7 @@ from qdrant_qwen_retrieval.rows import RecordSource, Rejected
 from qdrant_qwen_retrieval.seen import Seen
 from qdrant_qwen_retrieval.stores import Store, open_store
 from qwen_retrieval import Embedder
-from qwen_retrieval.errors import IngestError, NonFiniteError
+from qwen_retrieval.errors import CollectionNotFoundError, IngestError, NonFiniteError
 from qwen_retrieval.usage import track_usage
 from tests.integrations.qdrant_parts import (
     RecordingEngine,
@@ -306,7 +311,51 @@ def refuse(collection: Collection, *chunk_ids: str) -> None:
     collection.client.upsert = picky  # type: ignore[method-assign, assignment]
 
 
+class TestWhatOthersHaveChanged:
+    def test_chunks_without_their_first_one_go_when_the_record_gets_shorter(
+        self, collection: Collection, embedder: Embedder
+    ) -> None:
+        run(collection, embedder, [record("r", "one", "two", "three", "four"), record("s", "one", "two")])
+        collection.client.delete(collection.name, [point_id("r")])  # what Haystack's delete_documents(["r"]) does
+        changed = [record("r", "new"), record("s", "one", "two")]
+        foreseen = run(collection, embedder, changed, dry_run=True)
+        report = run(collection, embedder, changed)
+        assert report.deleted == foreseen.deleted == 3
+        assert_holds(collection, embedder, changed)
+
+    def test_a_collection_that_was_deleted_is_made_again(self, embedder: Embedder) -> None:
+        with QdrantIndex("c", embedder=embedder, path=":memory:") as index:
+            index.ingest([record("a", "one")])
+            index.client.delete_collection("c")
+            with pytest.raises(CollectionNotFoundError, match="c"):
+                index.search("one")
+            assert index.ingest([record("a", "one")]).points == 1
+            index.client.delete_collection("c")
+            assert index.ingest([record("a", "one")]).points == 1
+
+
 class TestDeadLetter:
+    def test_it_has_values_as_they_would_have_been_stored(
+        self, collection: Collection, embedder: Embedder, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "dead.jsonl"
+        metadata = {"year": np.int64(2020), "when": datetime(2020, 1, 2, 3, 4), "tags": np.array(["a", "b"]), "x": b"y"}
+        run(collection, embedder, open_records([{"id": "a", "text": "t", **metadata}]).records, dead_letter=path)
+        (line,) = path.read_text().splitlines()
+        assert json.loads(line)["record"] == {
+            "id": "a",
+            "text": "t",
+            "metadata": {"year": 2020, "when": "2020-01-02T03:04:00", "tags": ["a", "b"], "x": "b'y'"},
+        }
+
+    def test_an_id_that_is_not_made_of_the_text_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs" / "a.txt").write_text("x" * 50)
+        embedder = make_embedder(max_length=12, on_overflow="error")
+        with embedder, QdrantIndex("c", embedder=embedder, path=":memory:") as index:
+            index.ingest(tmp_path / "docs", id_field=None, dead_letter=tmp_path / "dead.jsonl")
+        assert json.loads((tmp_path / "dead.jsonl").read_text())["record"]["id"] == "a.txt"
+
     def test_failures_can_be_corrected_and_ingested_again(self, collection: Collection, tmp_path: Path) -> None:
         embedder = make_embedder(max_length=12, on_overflow="error")
         path = tmp_path / "dead.jsonl"
@@ -398,7 +447,6 @@ class TestDeletingWhatIsMissing:
         [
             Rejected("line 7 of x.jsonl", "line 7 of x.jsonl: is not valid JSON"),
             Rejected("row 2 of the input", "row 2 of the input: has no field 'id'", {"text": "x"}),
-            Rejected("guide.md", "docs/guide.md: is not UTF-8"),  # its sections have ids of their own
         ],
         ids=lambda one: one.id,
     )
@@ -410,6 +458,16 @@ class TestDeletingWhatIsMissing:
             report = run(collection, embedder, [corpus(1)[0], unknown], delete_missing=True)
         assert report.deleted == 0
         assert_holds(collection, embedder, corpus(5))
+
+    def test_what_a_file_that_cannot_be_read_may_hold_is_kept_and_the_rest_is_not(
+        self, collection: Collection, embedder: Embedder
+    ) -> None:
+        old = [record(name, name) for name in ("a.md", "guide.md", "guide.md#Setup", "lib/x.md", "new.md")]
+        run(collection, embedder, old)
+        files = [Rejected(name, f"{name}: is not readable", id_is="prefix") for name in ("guide.md", "lib/")]
+        report = run(collection, embedder, [*files, old[-1]], delete_missing=True)
+        assert (report.failed, report.deleted) == (2, 1)
+        assert_holds(collection, embedder, old[1:])
 
     def test_an_empty_input_deletes_nothing(self, collection: Collection, embedder: Embedder) -> None:
         run(collection, embedder, corpus(5))
@@ -602,6 +660,58 @@ class TestHowItEnds:
                 check_count=True,
             )
         assert closed == [threading.get_ident()]
+
+    def test_an_error_is_heard_with_the_next_row_and_not_with_the_next_batch(self, collection: Collection) -> None:
+        failed = threading.Event()
+
+        def fail(_: object) -> Exception:
+            failed.set()
+            return MemoryError("no memory")
+
+        read = 0
+
+        def source() -> Iterator[Record]:
+            nonlocal read
+            yield from corpus(8)
+            assert failed.wait(10)
+            for number in range(100_000):
+                read += 1
+                yield record(f"late {number}", "x")
+
+        with make_embedder(RecordingEngine(fail_on=fail)) as broken, pytest.raises(MemoryError):
+            run(collection, broken, source(), batch_size=8, workers=1)
+        assert read < 100_000
+
+    def test_what_the_source_raises_is_not_taken_for_an_error_of_the_store(self, embedder: Embedder) -> None:
+        refusal = UnexpectedResponse(401, "no", b"no", httpx.Headers())
+
+        def source() -> Iterator[Record]:
+            yield record("a", "one")
+            raise refusal  # of another server, that the records come from
+
+        with (
+            QdrantIndex("c", embedder=embedder, path=":memory:") as index,
+            pytest.raises(UnexpectedResponse) as caught,
+        ):
+            index.ingest(source())
+        assert caught.value is refusal
+        assert "So far 1 records were read" in caught.value.__notes__[0]
+
+    def test_chunks_of_a_long_record_count_as_soon_as_they_are_written(self, collection: Collection) -> None:
+        seen: list[int] = []
+        calls = itertools.count(1)
+        engine = RecordingEngine(fail_on=lambda _: MemoryError("no memory") if next(calls) > 3 else None)
+        long = record("long", *(f"c{number}" for number in range(40)))
+        with make_embedder(engine) as broken, pytest.raises(MemoryError) as caught:
+            run(collection, broken, [long], batch_size=8, on_progress=lambda progress: seen.append(progress.chunks))
+        assert seen == [8, 16, 24]
+        assert "24 chunks written" in caught.value.__notes__[0]
+        assert collection.count() == 24
+
+    def test_the_same_text_twice_is_one_record_if_ids_are_made_of_texts(self, embedder: Embedder) -> None:
+        with QdrantIndex("c", embedder=embedder, path=":memory:") as index:
+            report = index.ingest([{"text": "same"}, {"text": "same"}, {"text": "other"}], id_field=None)
+            assert (report.records, report.chunks, report.failed, report.points) == (3, 2, 0, 2)
 
     @pytest.mark.parametrize("option", ["batch_size", "workers"])
     def test_sizes_below_one_are_refused(self, collection: Collection, embedder: Embedder, option: str) -> None:

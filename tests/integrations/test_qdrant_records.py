@@ -106,6 +106,10 @@ def test_other_ids_are_refused(identifier: object) -> None:
         ({"id": "a", "text": "b", "title": 3}, "the title must be a string, but is int"),
         ({"id": "a", "text": "b", "metadata": "{}"}, "the metadata must be a mapping, but is str"),
         ({"id": "a", "text": "b", "metadata": {"x": 1}, "x": 1}, "'x' stands both in the metadata and beside it"),
+        (
+            {"id": "a", "text": "b", "title": "A", "metadata": {"title": "B"}},
+            "the title stands beside the metadata and differs from the one in it; keep one of them",
+        ),
         ({"id": "a", "text": "b", "chunks": "b"}, "the chunks must be a list of strings, but are str"),
         ({"id": "a", "text": "b", "chunks": ["b", 3]}, "chunk 1 must be a string, but is int"),
         (Record("a", None), "the text must be a string, but is None"),  # type: ignore[arg-type]
@@ -337,6 +341,18 @@ def test_parquet_is_read_by_batches_and_bad_rows_are_named(tmp_path: Path, monke
     assert open_records(path).total == 5
 
 
+def test_values_that_are_like_no_other_spoil_one_row_only() -> None:
+    pandas = pytest.importorskip("pandas")
+    good = {"id": "good", "text": "b"}
+    rows: list[Any] = [{"id": "a", "text": "b", field: pandas.NA} for field in ("title", "metadata", "chunks")]
+    rows += [{"id": "a", "text": pandas.NA}, Record("a", 3, {}, "", np.array(["b", "c"]))]  # type: ignore[arg-type]
+    for row in rows:
+        bad, kept = read([row, good])
+        assert isinstance(bad, Rejected)
+        assert (bad.id, bad.id_is) == ("a", "record")
+        assert kept == Record("good", "b")
+
+
 def test_a_file_that_is_read_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
@@ -488,6 +504,8 @@ def test_values_with_one_obvious_form_become_json(value: object, expected: objec
         ({"a\udc00": 1}, r"the key 'a\\udc00' of metadata is not valid Unicode"),
         ({"a": {1: 2}}, r"the keys of metadata\['a'\] must be strings, but 1 is int"),
         ({"_qwen": 1}, "the metadata key '_qwen' is reserved; rename it"),
+        ({"key": np.timedelta64(5, "ns")}, "is timedelta64, which has no JSON form"),
+        ({"key": np.timedelta64(5, "D")}, "is timedelta64, which has no JSON form"),
         ({"key": "x" * 1_000_000}, "the metadata is 1,000,011 bytes of JSON, but 1,000,000 is the limit"),
     ],
 )

@@ -195,7 +195,7 @@ def test_points_that_the_server_refuses_are_told_from_those_it_takes(name: str, 
         uploader = Uploader(index.collection)
         good, short = ([models.PointStruct(id=str(uuid.uuid4()), vector=[1.0] * size)] for size in (DIMENSIONS, 3))
         assert list(uploader.upsert(good + short)) == [short[0].id]
-        assert list(uploader.rewrite({str(good[0].id): {"a": 1}, "9" * 32: {}})) == ["9" * 32]
+        assert list(uploader.rewrite([(str(good[0].id), {"a": 1}), ("9" * 32, {})])) == ["9" * 32]
         assert index.count() == before + 1
         index.client.delete_collection(name)
         with pytest.raises(IngestError):
