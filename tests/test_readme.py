@@ -38,7 +38,7 @@ def line_of(text: str) -> int:
     return next(number for number, line in enumerate(LINES, start=1) if text in line)
 
 
-@pytest.mark.parametrize(("code", "printed"), PYTHON_BLOCKS, ids=["embed-and-rerank", "qdrant", "python"])
+@pytest.mark.parametrize(("code", "printed"), PYTHON_BLOCKS, ids=["embed-and-rerank", "qdrant", "frameworks", "python"])
 def test_python_blocks_print_what_the_readme_says(code: str, printed: str, tmp_path: Path) -> None:
     found = output(code, tmp_path)
     assert NUMBER.sub("#", found).splitlines() == NUMBER.sub("#", printed).splitlines()

@@ -3,7 +3,13 @@
 Each function gives the framework's own store, set up for the names of the vectors and for the layout. All of them use
 the one client of the index, in memory, in a folder or on a server: nothing is opened twice, and closing the index
 closes them. Filters, deletions and writes by the framework work as they do on its own collections. What a framework
-writes has its own fields alone, and no bookkeeping: a later ingestion of the same record replaces it.
+writes has its own fields alone, and no bookkeeping: a later ingestion of the same record replaces it. What it changes
+in the metadata of a chunk (Haystack's ``update_by_filter``) is changed in all copies of the layout, and holds until the
+record is ingested again. Emptying the collection keeps it, with what it was made with; nothing makes it anew.
+
+The vectors must be of the model that the collection was ingested with, ``index.embedder``. LangChain's store gets an
+embedding: our own `QwenEmbeddings` is compared with the collection, of others only the length is. The stores of
+LlamaIndex and Haystack get vectors only, and cannot tell which model they are of.
 
 | layout      | open_langchain | open_llama_index | open_haystack               |
 |-------------|----------------|------------------|-----------------------------|
@@ -55,12 +61,28 @@ def open_langchain(
 ) -> LangChainStore:
     """LangChain's own store over the collection.
 
+    ```python
+    from langchain_qwen_retrieval import QwenEmbeddings
+    from qdrant_qwen_retrieval import QdrantIndex, open_langchain
+    from qwen_retrieval import Embedder
+
+    with (
+        Embedder.from_pretrained("demo") as embedder,
+        QdrantIndex("handbook", embedder=embedder, path=":memory:") as index,
+    ):
+        index.ingest([{"id": "rmtree", "text": "Delete a directory tree."}])
+        store = open_langchain(index, QwenEmbeddings(embedder=index.embedder))
+        print(store.similarity_search("remove a folder")[0].page_content)
+    ```
+
     Filters are Qdrant's; `index.collection.layout.field(name)` is the path of a metadata field. Asynchronous methods
     run in threads.
 
     Args:
         index: A `QdrantIndex` of layout compact, langchain or universal.
-        embedding: The model that it was ingested with, such as ``QwenEmbeddings.from_embedder(index.embedder)``.
+        embedding: The model that it was ingested with: ``QwenEmbeddings(embedder=index.embedder)``. A `QwenEmbeddings`
+            of another model is refused, without loading it. That any other embedding, one around ours included, is of
+            the right model, cannot be told: LangChain compares the length of its vectors, and nothing else.
         hybrid: Search by dense and sparse vectors, and write both; None to do so if the collection has both.
         sparse_embedding: What makes sparse vectors; None for the BM25 that the collection was ingested with.
 
@@ -69,7 +91,7 @@ def open_langchain(
 
     Raises:
         CollectionNotFoundError: Nothing was ingested yet.
-        CollectionMismatchError: The collection was not made here.
+        CollectionMismatchError: The collection was not made here, or with another model than a `QwenEmbeddings` has.
         ValueError: LangChain cannot read the layout, or `hybrid` is asked of a collection without sparse vectors.
         MissingDependencyError: langchain-qdrant is not installed.
     """
@@ -80,7 +102,8 @@ def open_langchain(
     with needs_extra("langchain_qdrant", "", package="langchain-qdrant"):
         from langchain_qdrant import QdrantVectorStore, RetrievalMode
 
-        from qdrant_qwen_retrieval.langchain_store import Bm25Embeddings
+        from qdrant_qwen_retrieval.langchain_store import Bm25Embeddings, check_model
+    check_model(index.name, manifest, embedding)
     both = settings.hybrid if hybrid is None else hybrid
     if both and sparse_embedding is None and settings.language is not None:
         sparse_embedding = Bm25Embeddings(settings.language)
@@ -101,9 +124,29 @@ def open_langchain(
 def open_llama_index(index: Index) -> LlamaIndexStore:
     """LlamaIndex's own store over the collection, for ``VectorStoreIndex.from_vector_store(store, embed_model)``.
 
+    ```python
+    from llama_index.core import VectorStoreIndex
+
+    from llama_index.embeddings.qwen_retrieval import QwenEmbedding
+    from qdrant_qwen_retrieval import QdrantIndex, open_llama_index
+    from qwen_retrieval import Embedder
+
+    with (
+        Embedder.from_pretrained("demo") as embedder,
+        QdrantIndex("handbook", embedder=embedder, path=":memory:") as index,
+    ):
+        index.ingest([{"id": "rmtree", "text": "Delete a directory tree."}])
+        embed_model = QwenEmbedding(embedder=index.embedder)
+        nodes = VectorStoreIndex.from_vector_store(open_llama_index(index), embed_model)
+        print(nodes.as_retriever().retrieve("remove a folder")[0].text)
+    ```
+
+    The `embed_model` must be of the model that the collection was ingested with, as it is there: the store never sees
+    it, and cannot refuse another.
+
     A node's id is the point's, its ``ref_doc_id`` the id of the record. Metadata filters take names of fields, and
-    paths within them. Hybrid and sparse queries use the BM25 that the collection was ingested with. Asynchronous
-    methods run in threads.
+    paths within them. Hybrid and sparse queries use the BM25 that the collection was ingested with. ``clear`` deletes
+    all nodes, but not the collection. Asynchronous methods run in threads.
 
     Args:
         index: A `QdrantIndex` of layout compact, llama_index or universal.
@@ -127,8 +170,30 @@ def open_llama_index(index: Index) -> LlamaIndexStore:
 def open_haystack(index: Index) -> QdrantDocumentStore:
     """Haystack's own document store over the collection, for its retrievers and writers.
 
+    ```python
+    from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
+
+    from haystack_integrations.components.embedders.qwen_retrieval import QwenTextEmbedder
+    from qdrant_qwen_retrieval import QdrantIndex, open_haystack
+    from qwen_retrieval import Embedder
+
+    with (
+        Embedder.from_pretrained("demo") as embedder,
+        QdrantIndex("handbook", embedder=embedder, path=":memory:") as index,
+    ):
+        index.ingest([{"id": "rmtree", "text": "Delete a directory tree."}])
+        query = QwenTextEmbedder.from_embedder(index.embedder).run("remove a folder")
+        retriever = QdrantEmbeddingRetriever(open_haystack(index))
+        print(retriever.run(query["embedding"])["documents"][0].content)
+    ```
+
+    Embedders must be of the model that the collection was ingested with, as they are there: the store gets vectors
+    only, and cannot refuse another.
+
     A document's id is the chunk's, and ``meta["doc_id"]`` the record's (not with layout haystack). Filters take
-    ``meta.<field>``. Asynchronous methods run in threads. It holds an open store, and cannot be written to YAML.
+    ``meta.<field>``. What ``update_by_filter`` changes holds until the record is ingested again. The collection can be
+    emptied, but not recreated. Asynchronous methods run in threads. It holds an open store, and cannot be written to
+    YAML.
 
     Args:
         index: A `QdrantIndex` of layout compact, haystack or universal.

@@ -103,6 +103,21 @@ class Layout(ABC):
         record_id, index = str(marks["record"]), int(marks["index"])
         return Stored(chunk_id(record_id, index), record_id, index, text, metadata)
 
+    def changed(self, payload: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload of a chunk with other values for some fields of its metadata, wherever it has them.
+
+        It remains a chunk of its record. Its bookkeeping says what is in it now, so that the next ingestion of the
+        record sees a difference, and writes the record's own metadata again.
+
+        Args:
+            payload: Of a point with bookkeeping.
+            metadata: JSON values of the fields to be changed or added.
+        """
+        stored, marks = self.read(payload), self.marks(payload) or {}
+        fields = {**stored.metadata, **metadata}
+        chunk = Chunk(stored.record_id, stored.index, int(marks.get("count", 0)), stored.text, fields)
+        return {**payload, **self.payload(chunk)}
+
     def field(self, name: str) -> str:
         """The payload path of a metadata field, for filters and payload indexes.
 

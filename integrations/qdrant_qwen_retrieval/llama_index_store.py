@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -39,6 +40,16 @@ class IndexVectorStore(QdrantVectorStore):
             sparse_doc_fn=lambda texts: _columns(bm25.document_vectors(texts, language)),
             sparse_query_fn=lambda texts: _columns([bm25.query_vector(text, language) for text in texts]),
         )
+
+    def clear(self) -> None:
+        """Delete all nodes. The collection stays, with what it was made with, and can be written to."""
+        # The inherited one deletes the collection, below an index that is open.
+        everything = models.FilterSelector(filter=models.Filter())
+        self._client.delete(self.collection_name, everything, wait=True)
+
+    async def aclear(self) -> None:
+        """The same as `clear`, without blocking the event loop."""
+        await asyncio.to_thread(self.clear)
 
     def _ensure_async_client(self) -> None:
         if self._aclient is None:

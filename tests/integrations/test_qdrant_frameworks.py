@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from haystack import Document, Pipeline
 from haystack.dataclasses import SparseEmbedding
+from haystack.document_stores.errors import DocumentStoreError
 from haystack.document_stores.types import DuplicatePolicy
 from haystack_integrations.components.retrievers.qdrant import (
     QdrantEmbeddingRetriever,
@@ -23,6 +27,7 @@ from haystack_integrations.components.retrievers.qdrant import (
 )
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 from langchain_core.documents import Document as LangChainDocument
+from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore as LangChainStore
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
@@ -44,12 +49,14 @@ from qdrant_qwen_retrieval import QdrantIndex, bm25
 from qdrant_qwen_retrieval.chunks import Chunk, point_id
 from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.frameworks import open_haystack, open_langchain, open_llama_index
+from qdrant_qwen_retrieval.langchain_store import check_model
 from qdrant_qwen_retrieval.stores import Store, open_store
 from qwen_retrieval import Embedder
-from qwen_retrieval.errors import CollectionNotFoundError, MissingDependencyError
+from qwen_retrieval.errors import CollectionMismatchError, CollectionNotFoundError, MissingDependencyError
 from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
 
 EMBEDDER = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec())
+OTHER = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), max_length=99)
 QUERY = "copy a file"
 SHAPES: dict[str, dict[str, Any]] = {"one": {}, "named": {"hybrid": True, "stages": [8]}}
 AWKWARD = dict.fromkeys(
@@ -94,7 +101,7 @@ def ingested(store: Store, layout: str, shape: str = "one") -> Collection:
     name = f"{layout}-{uuid.uuid4().hex[:8]}"
     collection = Collection(store, name, EMBEDDER, options={"layout": layout, **SHAPES[shape]})
     collection.ensure()
-    points = collection.points(CHUNKS, EMBEDDER.embed_documents(list(TEXTS.values())))
+    points = list(collection.points(CHUNKS, EMBEDDER.embed_documents(list(TEXTS.values()))))
     collection.client.upsert(name, points)
     return collection
 
@@ -120,6 +127,11 @@ def memory_is_old() -> bool:
 def needs_ids(store: Store) -> None:
     if store.kind == "memory" and memory_is_old():
         pytest.skip("the store in memory of this qdrant-client knows neither Haystack's ids nor LlamaIndex's filters")
+
+
+def opened_index(store: Store, **options: Any) -> QdrantIndex:
+    """A new index over the store."""
+    return QdrantIndex(f"index-{uuid.uuid4().hex[:8]}", embedder=EMBEDDER, client=store.client, **options)
 
 
 def left(collection: Collection) -> set[str]:
@@ -239,6 +251,56 @@ def test_langchain_searches_words_too_where_the_collection_has_them(store: Store
     assert set(both) == {"maths", "zebra"}
     with pytest.raises(ValueError, match="has no sparse vectors; ingest into a new one with hybrid=True"):
         open_langchain(shared(store, "compact"), misled, hybrid=True)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "difference"),
+    [
+        ({"embedder": OTHER}, "max_length is 8192, not 99"),
+        ({"embedder": EMBEDDER, "dimensions": 32}, "dimensions is 64, not 32"),
+        ({"model": "4B"}, "model is 'fake-embedding', not 'Qwen/Qwen3-Embedding-4B'"),
+        ({"model": "4B"}, "dimensions is 64, not 2560"),
+        ({"model": "fake-embedding", "revision": "v2"}, "revision is None, not 'v2'"),
+        (
+            {"embedder": EMBEDDER, "document_instruction": "Find duplicates"},
+            "document_instruction is None, not 'Find d",
+        ),
+    ],
+)
+def test_langchain_embeddings_of_another_model_are_refused_before_they_are_loaded(
+    store: Store, embeddings: dict[str, Any], difference: str
+) -> None:
+    given = QwenEmbeddings(**embeddings)
+    with pytest.raises(CollectionMismatchError, match=difference):
+        open_langchain(shared(store, "compact"), given)
+    assert not given._lazy.loaded
+
+
+def test_langchain_embeddings_of_the_same_model_are_not_refused_before_they_are_loaded(store: Store) -> None:
+    manifest = shared(store, "compact").manifest
+    for same in ({"model": "fake-embedding"}, {"embedder": EMBEDDER, "instruction": "code_search"}):
+        check_model("corpus", manifest, QwenEmbeddings(**same))
+    with Embedder.from_pretrained("demo") as embedder, QdrantIndex("c", embedder=embedder, path=":memory:") as index:
+        index.ingest([{"id": "sine", "text": "Return the sine of x."}])
+        named = QwenEmbeddings(model="demo")
+        check_model(index.name, index.collection.manifest, named)
+        assert not named._lazy.loaded
+        assert len(open_langchain(index, named).similarity_search("sine")) == 1
+        named.close()
+
+
+class Foreign(Embeddings):
+    """Somebody else's model, which happens to give vectors of the same length."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [[1.0] * 64 for _ in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_langchain_embeddings_of_somebody_else_are_taken_on_trust(store: Store) -> None:
+    assert len(open_langchain(shared(store, "compact"), Foreign()).similarity_search(QUERY, k=2)) == 2
 
 
 # LlamaIndex
@@ -370,6 +432,35 @@ async def test_a_llama_index_retriever_asks_with_the_instruction(store: Store) -
         assert [IDS[hit.node_id] for hit in hits] == ranked(QUERY)
 
 
+@both_shapes
+@pytest.mark.parametrize("layout", ["compact", "llama_index", "universal"])
+async def test_what_llama_index_clears_is_an_empty_collection_that_works_on(
+    store: Store, layout: str, shape: str
+) -> None:
+    collection = ingested(store, layout, shape)
+    opened = open_llama_index(collection)
+    opened.clear()
+    assert left(collection) == set()
+    assert Collection(store, collection.name, EMBEDDER).manifest == collection.manifest
+    opened.add([new_node()])
+    await opened.async_add([new_node()])
+    assert len(opened.query(query()).nodes or []) == 2
+    await opened.aclear()
+    assert left(collection) == set()
+    assert Collection(store, collection.name, EMBEDDER).manifest == collection.manifest
+
+
+def test_an_index_ingests_again_what_llama_index_has_cleared(store: Store) -> None:
+    records = [{"id": "maths", "text": TEXTS["maths"]}, {"id": "zebra", "text": TEXTS["zebra"]}]
+    with opened_index(store) as index:
+        index.ingest(records)
+        open_llama_index(index).clear()
+        assert index.count() == 0
+        assert index.search("sine") == []
+        assert index.ingest(records).embedded == 2
+        assert [hit.text for hit in index.search("sine", limit=1)] == [TEXTS["maths"]]
+
+
 # Haystack
 
 
@@ -467,6 +558,123 @@ def test_a_chunk_that_haystack_writes_back_is_ingested_again(store: Store, layou
 
 
 @both_shapes
+async def test_haystack_empties_a_collection_but_is_refused_to_make_it_anew(store: Store, shape: str) -> None:
+    collection = ingested(store, "haystack", shape)
+    opened = haystack(collection, "opened")
+    again: dict[str, Any] = {"collection_name": collection.name, "distance": models.Distance.DOT, "embedding_dim": 64}
+    refused = r"delete_all_documents\(\) empties it; to make it anew, call client.delete_collection\('haystack-"
+    with pytest.raises(ValueError, match=refused):
+        opened.delete_all_documents(recreate_index=True)
+    with pytest.raises(ValueError, match=refused):
+        await opened.delete_all_documents_async(recreate_index=True)
+    with pytest.raises(ValueError, match=refused):
+        opened.recreate_collection(**again)
+    with pytest.raises(ValueError, match=refused):
+        await opened.recreate_collection_async(**again)
+    assert left(collection) == set(TEXTS)
+    opened.delete_all_documents()
+    assert left(collection) == set()
+    points = collection.points(CHUNKS[:1], EMBEDDER.embed_documents([CHUNKS[0].text]))
+    collection.client.upsert(collection.name, list(points))
+    await opened.delete_all_documents_async()
+    assert left(collection) == set()
+    assert Collection(store, collection.name, EMBEDDER).manifest == collection.manifest
+
+
+RECORDS: list[dict[str, Any]] = [
+    {"id": "maths", "text": "sine cosine", "chunks": ["math.sin: the sine", "math.cos: the cosine"], "year": 2021},
+    {"id": "zebra", "text": TEXTS["zebra"], "year": 2023},
+]
+
+
+async def change_year(opened: QdrantDocumentStore, how: str) -> int:
+    changed = {"year": 1999, "reviewed": True}
+    if how == "sync":
+        return opened.update_by_filter(by("year", 2021), changed)
+    return await opened.update_by_filter_async(by("year", 2021), changed)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", ["compact", "haystack", "universal"])
+async def test_metadata_that_haystack_changes_is_the_sources_again_after_the_next_ingestion(
+    store: Store, layout: str, shape: str, how: str
+) -> None:
+    with opened_index(store, layout=layout, **SHAPES[shape]) as index:
+        index.ingest(RECORDS)
+        before = {hit.id: hit.metadata for hit in index.search("sine", limit=10)}
+        opened = haystack(index.collection, "opened")
+        assert await change_year(opened, how) == 2
+        assert {one.content for one in opened.filter_documents(by("year", 1999))} == set(RECORDS[0]["chunks"])
+        hits = index.search("sine", limit=10, filter={"reviewed": True})
+        assert {(hit.record_id, hit.index) for hit in hits} == {("maths", 0), ("maths", 1)}
+        assert [hit.metadata for hit in hits] == [{"year": 1999, "reviewed": True}] * 2
+        report = index.ingest(RECORDS)
+        assert (report.embedded, report.replaced, report.skipped) == (0, 2, 1)
+        assert {hit.id: hit.metadata for hit in index.search("sine", limit=10)} == before
+        assert index.ingest(RECORDS).skipped == 3
+
+
+@pytest.mark.parametrize("layout", ["compact", "haystack", "universal"])
+async def test_a_record_whose_metadata_haystack_has_changed_is_still_deleted_as_a_whole(
+    store: Store, layout: str
+) -> None:
+    with opened_index(store, layout=layout) as index:
+        index.ingest(RECORDS)
+        opened = haystack(index.collection, "opened")
+        await change_year(opened, "sync")
+        assert index.ingest(RECORDS[1:], delete_missing=True).deleted == 2
+        assert ids(opened.filter_documents()) == ["zebra"]
+
+
+async def test_metadata_that_haystack_changes_is_changed_for_all_frameworks(store: Store) -> None:
+    needs_new_haystack()
+    with opened_index(store, layout="universal") as index:
+        index.ingest(RECORDS)
+        assert await change_year(open_haystack(index), "sync") == 2
+        nodes, maths = open_llama_index(index), point_id("maths")
+        (document,) = open_langchain(index, QwenEmbeddings(embedder=EMBEDDER)).get_by_ids([maths])
+        assert (document.metadata["year"], document.metadata["reviewed"]) == (1999, True)
+        (node,) = nodes.get_nodes([maths])
+        assert (node.metadata, node.ref_doc_id) == ({"year": 1999, "reviewed": True}, "maths")
+        assert len(nodes.query(query(filters=where("year", 1999))).nodes or []) == 2
+        assert len(nodes.query(query(filters=where("year", 2021))).nodes or []) == 0
+
+
+@pytest.mark.parametrize("layout", ["compact", "haystack", "universal"])
+def test_haystack_changes_metadata_as_it_is_ingested(store: Store, layout: str) -> None:
+    collection = ingested(store, layout)
+    opened = haystack(collection, "opened")
+    opened.update_by_filter(by("year", 2023), {"seen": date(2026, 11, 21)})
+    (document,) = opened.filter_documents(by("year", 2023))
+    assert document.meta["seen"] == "2026-11-21"
+    with pytest.raises(DocumentStoreError, match="the metadata key '_qwen' is reserved; rename it"):
+        opened.update_by_filter(by("year", 2023), {"_qwen": {}})
+    vector = EMBEDDER.embed_documents(["a new text"])[0].tolist()
+    opened.write_documents([Document(id="mine", content="a new text", meta={"year": 2026}, embedding=vector)])
+    assert opened.update_by_filter(by("year", 2026), {"year": 2027}) == 1
+    (document,) = opened.filter_documents(by("year", 2027))
+    assert (document.id, document.content, document.meta) == ("mine", "a new text", {"year": 2027})
+
+
+@pytest.mark.parametrize("layout", ["compact", "haystack", "universal"])
+async def test_haystack_names_the_fields_of_the_metadata_and_no_bookkeeping(store: Store, layout: str) -> None:
+    with opened_index(store, layout=layout) as index:
+        index.ingest(RECORDS)
+        opened = haystack(index.collection, "opened")
+        assert opened.get_metadata_fields_info() == {"year": {"type": "long"}}
+        assert await opened.get_metadata_fields_info_async() == {"year": {"type": "long"}}
+
+
+def test_haystack_names_the_indexed_fields_where_there_are_some(store: Store) -> None:
+    if store.kind == "memory":
+        pytest.skip("the store in memory has no indexes")
+    with opened_index(store, layout="haystack", indexed_fields={"year": "integer"}) as index:
+        index.ingest(RECORDS)
+        assert set(haystack(index.collection, "opened").get_metadata_fields_info()) == {"year"}
+
+
+@both_shapes
 @pytest.mark.parametrize("layout", ["compact", "haystack", "universal"])
 async def test_haystack_works_asynchronously(store: Store, layout: str, shape: str) -> None:
     needs_ids(store)
@@ -510,7 +718,8 @@ def test_haystack_groups_the_chunks_of_a_record() -> None:
 def test_an_opened_document_store_cannot_be_written_to_yaml(store: Store) -> None:
     pipeline = Pipeline()
     pipeline.add_component("retriever", QdrantEmbeddingRetriever(haystack(shared(store, "compact"), "opened")))
-    with pytest.raises(TypeError, match="uses the open client of an index"):
+    theirs = r"QdrantDocumentStore\(url=…, index='compact-\w+', embedding_dim=64, use_sparse_embeddings=False\)"
+    with pytest.raises(TypeError, match=f"uses the open client of an index, .* for YAML, make a {theirs}"):
         pipeline.dumps()
 
 
@@ -535,6 +744,21 @@ def test_one_universal_index_serves_all_three_frameworks(path: str, tmp_path: Pa
         report = index.ingest(records)
         assert (report.embedded, report.skipped) == (1, 1)
         assert [hit.text for hit in index.search("sine", limit=1)] == [TEXTS["maths"]]
+
+
+def run_as_a_program(code: str, folder: Path) -> str:
+    """What a new user's program prints."""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("function", [open_langchain, open_llama_index, open_haystack], ids=lambda one: one.__name__)
+def test_the_example_of_each_function_runs_as_it_stands(function: Callable[..., object], tmp_path: Path) -> None:
+    if function is open_haystack:
+        needs_new_haystack()
+    (code,) = re.findall(r"```python\n(.*?)```", inspect.getdoc(function) or "", re.DOTALL)
+    assert "Delete a directory tree." in run_as_a_program(code, tmp_path)
 
 
 # What cannot be opened

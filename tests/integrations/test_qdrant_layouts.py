@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -71,6 +72,24 @@ def test_the_bookkeeping_lies_under_one_key_where_the_paths_say(layout: Layout) 
     assert payload == chunk(1, year=2021).bookkeeping
     assert layout.record_path == f"{layout.marks_path}.record"
     assert layout.record_path in layout.keyword_paths
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(one=chunks, fields=st.dictionaries(names, values, max_size=4))
+@example(one=Chunk("r", 0, 2, "t", AWKWARD), fields=dict.fromkeys(RESERVED, "changed") | {"added": 1})
+def test_changed_metadata_is_what_would_have_been_stored_with_it(
+    layout: Layout, one: Chunk, fields: dict[str, Any]
+) -> None:
+    before = layout.payload(one)
+    kept = json.dumps(before)
+    changed = layout.changed(before, fields)
+    assert changed == layout.payload(replace(one, metadata={**one.metadata, **fields}))
+    assert json.dumps(before) == kept
+
+
+def test_a_change_of_metadata_leaves_what_others_have_put_beside_it() -> None:
+    payload = get_layout("compact").payload(chunk(year=2021)) | {"theirs": 1}
+    assert get_layout("compact").changed(payload, {"year": 1999})["theirs"] == 1
 
 
 def test_an_unknown_layout_is_refused_with_those_that_there_are() -> None:
