@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from numbers import Real
 from typing import Any
 
+from pydantic import ValidationError
 from qdrant_client import models
 
 from qdrant_qwen_retrieval.layouts import Layout
 
-Filter = models.Filter | Mapping[str, Any]
+Filter = models.Filter | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A filter of Qdrant, passed on as it is, or conditions on metadata fields, all of which must hold:
 
 ``{"year": 2024}`` equals, ``{"year": [2023, 2024]}`` is one of, ``{"year": {"gte": 2020, "lt": 2025}}`` lies between
-(numbers, or dates), ``{"year": {"not": 2024}}`` is not, ``{"year": None}`` is missing, null or empty.
+(numbers, or dates), ``{"year": {"not": 2024}}`` is not, ``{"year": None}`` is missing, null or empty. Of a list of such
+filters all must hold, for several conditions on one field.
+
+An integer does not match a float that is stored, although they are equal: 2024 does not find 2024.0, which is what a
+column of a pandas table with gaps holds. Filter by the float then, ``{"year": 2024.0}``, or by bounds, which find both.
 """
 
 _BOUNDS = frozenset({"gt", "gte", "lt", "lte"})
@@ -34,9 +40,11 @@ def to_filter(filter: Filter | None, layout: Layout) -> models.Filter | None:
     """
     if filter is None or isinstance(filter, models.Filter):
         return filter
-    if not isinstance(filter, Mapping):
+    filters = [filter] if isinstance(filter, Mapping) else filter
+    if not isinstance(filters, list | tuple) or not all(isinstance(one, Mapping) for one in filters):
         raise TypeError(f'filter must be a models.Filter or like {{"year": 2024}}, but got {type(filter).__name__}')
-    return models.Filter(must=[_condition(name, layout.field(name), value) for name, value in filter.items()])
+    conditions = [(name, value) for one in filters for name, value in one.items()]
+    return models.Filter(must=[_condition(name, layout.field(name), value) for name, value in conditions])
 
 
 def _condition(name: str, path: str, value: Any) -> models.Condition:  # noqa: ANN401
@@ -73,9 +81,13 @@ def _operator(name: str, path: str, operator: Mapping[str, Any]) -> models.Condi
 def _between(name: str, path: str, bounds: Mapping[str, Any]) -> models.Condition:
     values = list(bounds.values())
     if all(isinstance(value, Real) and not isinstance(value, bool) for value in values):
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"filter[{name!r}] must have finite numbers, but got {values}")
         return models.FieldCondition(key=path, range=models.Range(**{key: float(bounds[key]) for key in bounds}))
+    rule = f"filter[{name!r}] must have numbers, or dates (as such or in ISO 8601), as bounds, but got"
     if all(isinstance(value, str | date) for value in values):
-        return models.FieldCondition(key=path, range=models.DatetimeRange(**bounds))
-    raise TypeError(
-        f"filter[{name!r}] must have numbers, or dates (as such or in ISO 8601), as bounds, but got {values[0]!r}"
-    )
+        try:
+            return models.FieldCondition(key=path, range=models.DatetimeRange(**bounds))
+        except ValidationError as error:
+            raise ValueError(f"{rule} {values}") from error
+    raise TypeError(f"{rule} {values[0]!r}")

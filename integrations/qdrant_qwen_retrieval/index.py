@@ -268,8 +268,9 @@ class QdrantIndex:
             reranker: Puts the candidates in order; None for the order of retrieval.
             candidates: How many the store proposes to the reranker; None for five for each hit, at least 20 and at most
                 200.
-            filter: Only chunks that meet it: conditions on metadata fields such as ``{"year": {"gte": 2020}}`` (see
-                `Filter`), or a ``models.Filter``, whose keys are paths of the payload.
+            filter: Only chunks that meet it: conditions on metadata fields such as ``{"year": {"gte": 2020}}``, or a
+                list of such, which must all hold (see `Filter`); or a ``models.Filter``, whose keys are paths of the
+                payload.
             instruction: What the search is for, in one English sentence or by the name of a preset; both models read
                 it. None for each model's own.
             score_threshold: The least relevance score, or the least retrieval score if there is no reranker.

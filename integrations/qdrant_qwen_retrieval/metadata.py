@@ -16,7 +16,7 @@ import numpy as np
 from qdrant_qwen_retrieval.chunks import BOOKKEEPING
 
 MAX_BYTES = 1_000_000  # as JSON; it is stored with every chunk of its record
-MAX_DEPTH = 64
+MAX_DEPTH = 60  # the embedded store takes 64 levels, and a layout needs some around it
 INT64 = range(-(2**63), 2**63)  # what a payload can hold
 
 

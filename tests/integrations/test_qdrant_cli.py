@@ -361,6 +361,18 @@ def test_search_is_filtered_by_metadata(rows: Path) -> None:
     assert {hit["record_id"] for hit in search("sort", "--filter", "year>=2021")} == {"b", "c"}
 
 
+def test_of_several_conditions_on_one_field_all_hold(rows: Path) -> None:
+    ingest(str(rows))
+    for conditions, expected in (
+        (["year!=2020", "year!=x"], {"b", "c"}),
+        (["year!=2020", "year!=2021"], {"c"}),
+        (["year>=2021", "year>=2020"], {"b", "c"}),
+        (["year>=2021", "year!=2022"], {"b"}),
+    ):
+        arguments = [argument for condition in conditions for argument in ("--filter", condition)]
+        assert {hit["record_id"] for hit in search("sort", *arguments)} == expected
+
+
 @pytest.mark.parametrize(
     ("conditions", "expected"),
     [
@@ -375,9 +387,17 @@ def test_search_is_filtered_by_metadata(rows: Path) -> None:
         pytest.param(["year>=2020", "lang=en"], {"lang": "en", "year": {"gte": 2020}}, id="both"),
         pytest.param(["year!=2021"], {"year": {"not": 2021}}, id="not-equal"),
         pytest.param(["year=null"], {"year": None}, id="missing"),
+        pytest.param(
+            ["year!=2020", "lang=en", "year!=x", "year>=2019"],
+            [{"lang": "en", "year": {"not": 2020}}, {"year": {"not": "x"}}, {"year": {"gte": 2019}}],
+            id="neither-nor",
+        ),
+        pytest.param(
+            ["year>=2", "year<9", "year>=3"], [{"year": {"gte": 2, "lt": 9}}, {"year": {"gte": 3}}], id="twice"
+        ),
     ],
 )
-def test_a_filter_is_what_the_conditions_say(conditions: list[str], expected: dict[str, Any] | None) -> None:
+def test_a_filter_is_what_the_conditions_say(conditions: list[str], expected: Any) -> None:
     assert parse_filter(conditions) == expected
 
 

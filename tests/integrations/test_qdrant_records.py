@@ -524,7 +524,7 @@ def test_not_a_time_is_refused() -> None:
 def test_metadata_that_contain_themselves_are_refused() -> None:
     endless: dict[str, Any] = {}
     endless["again"] = [endless]
-    with pytest.raises(ValueError, match="nested deeper than 64 levels"):
+    with pytest.raises(ValueError, match="nested deeper than 60 levels"):
         json_metadata(endless)
 
 

@@ -139,17 +139,17 @@ def partner(model: str) -> str:
     raise ValueError(f"no reranker is known to belong to {model}; name one with --reranker, or --reranker none")
 
 
-def parse_filter(conditions: Iterable[str]) -> dict[str, Any] | None:
+def parse_filter(conditions: Iterable[str]) -> dict[str, Any] | list[dict[str, Any]] | None:
     """What ``QdrantIndex.search`` takes as `filter`, from ``field=value``, ``field>=value`` and so on; None for none.
 
     A value that is a JSON number, string or boolean is that, null is a missing field, anything else is text. Several
-    values of a field are alternatives.
+    values of a field are alternatives; of all other conditions each must hold.
 
     Raises:
         typer.BadParameter: A condition has no operator, or a field has both a value and a range.
     """
     values: dict[str, list[Any]] = {}
-    ranges: dict[str, dict[str, Any]] = {}
+    ranges: list[dict[str, dict[str, Any]]] = [{}]  # more for conditions on a field that do not go into one
     for condition in conditions:
         match = CONDITION.fullmatch(condition)
         if match is None:
@@ -158,10 +158,21 @@ def parse_filter(conditions: Iterable[str]) -> dict[str, Any] | None:
         if match["operator"] == "=":
             values.setdefault(field, []).append(value)
         else:
-            ranges.setdefault(field, {})[OPERATORS[match["operator"]]] = value
-    if both := values.keys() & ranges.keys():
+            operator = OPERATORS[match["operator"]]
+            if not any(_goes_with(part.get(field, {}), operator) for part in ranges):
+                ranges.append({})
+            part = next(part for part in ranges if _goes_with(part.get(field, {}), operator))
+            part.setdefault(field, {})[operator] = value
+    first, *others = ranges
+    if both := values.keys() & first.keys():
         raise typer.BadParameter(f"field {min(both)!r} has both a value and a range in the filter")
-    return {**{field: one[0] if len(one) == 1 else one for field, one in values.items()}, **ranges} or None
+    whole = {**{field: one[0] if len(one) == 1 else one for field, one in values.items()}, **first}
+    return [whole, *others] if others else whole or None
+
+
+def _goes_with(conditions: dict[str, Any], operator: str) -> bool:
+    """Whether one filter can have them on the same field: bounds, each once, or a value that it is not."""
+    return not conditions if operator == "not" else not conditions.keys() & {operator, "not"}
 
 
 def note_failures(report: IngestReport) -> None:

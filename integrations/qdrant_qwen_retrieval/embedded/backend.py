@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -37,12 +38,13 @@ class EdgeBase(QdrantBase):
     def __del__(self) -> None:
         if sys.is_finalizing():  # the store was closed at exit, and half of Python is gone
             return
-        with contextlib.suppress(StoreError):  # nobody could catch it
-            self.close()
+        store = self._leave()
+        if store is not None:
+            store.release_dropped()
 
     def close(self, **_options: object) -> None:
         """Gives the share back; the last one writes everything and ends the engine. Again, it does nothing."""
-        store, self._store = getattr(self, "_store", None), None
+        store = self._leave()
         if store is not None:
             store.release()
 
@@ -51,10 +53,28 @@ class EdgeBase(QdrantBase):
         """Whether `close` was called."""
         return self._store is None
 
+    def _leave(self) -> Store | None:
+        store: Store | None
+        store, self._store = getattr(self, "_store", None), None  # there is none when opening it failed
+        return store
+
     def _opened(self) -> Store:
+        """The store, whose engine can be asked, and what is recorded in its folder up to date."""
         if self._store is None:
             raise StoreError(CLOSED)
+        self._store.engine.check()
         return self._store
+
+    @contextlib.contextmanager
+    def _recording(self, collection_name: str) -> Iterator[tuple[str, Json]]:
+        """The name of a collection, and its settings: what the block makes of them is recorded when it ends."""
+        folder = self._opened().folder
+        with folder.lock:
+            name = folder.resolve(collection_name)
+            settings = dict(folder.settings[name])
+            yield name, settings
+            if settings != folder.settings[name]:
+                folder.write(name, settings)
 
     def _shard(self, collection_name: str) -> str:
         folder = self._opened().folder

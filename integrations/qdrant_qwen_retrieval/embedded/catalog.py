@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,12 +62,13 @@ class CollectionsMixin(EdgeBase):
         check_settings(settings)
         if metadata is not None:
             settings["metadata"] = jsonable(metadata)
-        folder = self._opened().folder
+        store = self._opened()
+        folder = store.folder
         with folder.lock:
             _check_new_name(collection_name, folder)
-            if folder.has_files(collection_name):  # of a creation that did not end
-                self._opened().drop(collection_name)
-            self._opened().engine.call("create", shard=folder.shard(collection_name), config=settings)
+            if folder.has_leftovers(collection_name):
+                shutil.rmtree(store.drop(collection_name), ignore_errors=True)
+            store.engine.call("create", shard=folder.shard(collection_name), config=settings)
             folder.write(collection_name, settings)
         return True
 
@@ -79,11 +81,13 @@ class CollectionsMixin(EdgeBase):
         """Deletes a collection with its points and aliases; False if there is none of this name."""
         check_options("delete_collection", options)
         store = self._opened()
-        with store.folder.lock:
-            if collection_name not in store.folder.settings:
+        folder = store.folder
+        with folder.lock:
+            if collection_name not in folder.settings:
                 return False
-            store.drop(collection_name)
-            store.folder.forget(collection_name)
+            garbage = store.drop(collection_name)
+            folder.forget(collection_name)  # first: whoever interrupts what follows leaves no half collection
+            shutil.rmtree(garbage, ignore_errors=True)  # what is left is removed when the store is opened
         return True
 
     def update_collection(
@@ -128,15 +132,12 @@ class CollectionsMixin(EdgeBase):
             "strict_mode_config": strict_mode_config,
         }
         changes = validated(models.UpdateCollection, request)
-        store = self._opened()
-        with store.folder.lock:
-            name = store.folder.resolve(collection_name)
-            settings = merged(store.folder.settings[name], changes)
+        with self._recording(collection_name) as (name, settings):
+            settings |= merged(settings, changes)
             if changes:
-                store.engine.call("configure", shard=store.folder.shard(name), config=settings)
+                self._call("configure", name, config=settings)
             if metadata is not None:
                 settings["metadata"] = merged_metadata(settings.get("metadata"), jsonable(metadata))
-            store.folder.write(name, settings)
         return True
 
     def get_collection(self, collection_name: str, **options: object) -> models.CollectionInfo:
@@ -205,31 +206,24 @@ class CollectionsMixin(EdgeBase):
         config = plain(vector_name_config)
         kind = "dense" if "dense" in config else "sparse"
         check_vector_name(vector_name, kind)
-        folder = self._opened().folder
-        with folder.lock:
-            name = folder.resolve(collection_name)
-            settings = folder.settings[name]
+        with self._recording(collection_name) as (name, settings):
             if vector_name in by_name(settings.get("vectors")) or vector_name in settings.get("sparse_vectors", {}):
                 raise ValueError(f"collection {name} has a vector {vector_name!r}")
             params = config[kind]
             self._call("create_vector", name, name=vector_name, kind=kind, params=params)
             key = "vectors" if kind == "dense" else "sparse_vectors"
             recorded = params if kind == "dense" else as_created(params)
-            folder.write(name, {**settings, key: {**by_name(settings.get(key)), vector_name: recorded}})
+            settings[key] = {**by_name(settings.get(key)), vector_name: recorded}
         return done()
 
     def delete_vector_name(self, collection_name: str, vector_name: str, **options: object) -> models.UpdateResult:
         """Removes a named vector from the collection and all its points."""
         check_options("delete_vector_name", options)
-        folder = self._opened().folder
-        with folder.lock:
-            name = folder.resolve(collection_name)
-            settings = dict(folder.settings[name])
+        with self._recording(collection_name) as (name, settings):
             self._call("delete_vector", name, name=vector_name)
             for key in ("vectors", "sparse_vectors"):
                 if key in settings:
                     settings[key] = {k: v for k, v in by_name(settings[key]).items() if k != vector_name}
-            folder.write(name, settings)
         return done()
 
     def info(self) -> models.VersionInfo:

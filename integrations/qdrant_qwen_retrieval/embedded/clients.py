@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 from collections.abc import Callable, Coroutine
@@ -16,7 +15,6 @@ from qdrant_client.client_base import QdrantBase
 from qdrant_qwen_retrieval.embedded.catalog import CollectionsMixin
 from qdrant_qwen_retrieval.embedded.groups import GroupsMixin
 from qdrant_qwen_retrieval.embedded.points import PointsMixin
-from qwen_retrieval.errors import StoreError
 
 
 class EdgeBackend(CollectionsMixin, PointsMixin, GroupsMixin):
@@ -67,8 +65,8 @@ class EmbeddedQdrantClient(QdrantClient):
 
     Numbers in payloads may come back changed in the last of their 17 digits, which is how the engine stores them.
 
-    A collection needs about 100 MB of log beside its data (32 MB files, mostly empty, and at most 64 MB of vectors that
-    are not flushed yet); opening reads what was not flushed again.
+    Beside its data a collection has a log in files of 32 MB each, about 100 MB together by their size. They are sparse
+    and take far less of the disk: what was not flushed yet, at most 64 MB of vectors. Opening reads that again.
 
     Args:
         path: The folder; made if it does not exist.
@@ -87,8 +85,7 @@ class EmbeddedQdrantClient(QdrantClient):
         self._init_options = {"path": os.fspath(path)}
 
     def __del__(self) -> None:
-        with contextlib.suppress(StoreError):  # nobody could catch it
-            self.close()
+        """Nothing: the backend gives its share back itself, without the locks that `close` waits for."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._init_options['path']!r})"

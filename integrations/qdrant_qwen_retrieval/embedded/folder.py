@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,11 @@ def check_usable(root: Path) -> None:
 
 
 class StoreFolder:
-    """What is written beside the engine's files. Only the process that holds the store's lock may use it.
+    """What is written beside the engine's files, as it is while one engine's process holds the store's lock.
 
     Args:
         root: The folder.
+        guard: Called before anything is written; raises StoreError if that process no longer holds the lock.
 
     Attributes:
         lock: Held by whoever changes what is there.
@@ -82,8 +83,9 @@ class StoreFolder:
         StoreError: The files are damaged, or of a newer version.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, guard: Callable[[], None]) -> None:
         self.root = root
+        self._guard = guard
         self.lock = threading.RLock()
         self.settings: dict[str, dict[str, Any]] = {}
         self.aliases: dict[str, str] = {}
@@ -106,12 +108,14 @@ class StoreFolder:
 
     def write(self, collection_name: str, settings: dict[str, Any]) -> None:
         """Records a collection with its settings, new or old."""
+        self._guard()
         content = {"format": FORMAT, "name": collection_name, "settings": settings}
         write_json(self._folder(collection_name) / COLLECTION_FILE, content)
         self.settings[collection_name] = settings
 
     def write_aliases(self, aliases: dict[str, str]) -> None:
         """Records all aliases."""
+        self._guard()
         write_json(self.root / STORE_FILE, {"format": FORMAT, "aliases": aliases})
         self.aliases = aliases
 
@@ -122,9 +126,16 @@ class StoreFolder:
         if left != self.aliases:
             self.write_aliases(left)
 
-    def has_files(self, collection_name: str) -> bool:
-        """Whether there is a folder, perhaps one of a creation that did not end."""
-        return self._folder(collection_name).exists()
+    def has_leftovers(self, collection_name: str) -> bool:
+        """Whether there is a folder of a creation that did not end.
+
+        Raises:
+            StoreError: There is one of a collection that somebody else has made.
+        """
+        folder = self._folder(collection_name)
+        if (folder / COLLECTION_FILE).exists():
+            raise StoreError(f"{folder} was made by another program while the store was open here; open it again")
+        return folder.exists()
 
     def garbage(self) -> str:
         """A new name, below the root, for a folder that is to be removed: half a removal is not half a collection."""
@@ -135,10 +146,10 @@ class StoreFolder:
 
     def _read(self) -> None:
         if not has_store(self.root):
-            self.write_aliases({})
+            write_json(self.root / STORE_FILE, {"format": FORMAT, "aliases": {}})
         aliases: dict[str, str] = read_json(self.root / STORE_FILE)["aliases"]
         for garbage in (self.root / COLLECTIONS).glob(f"{GARBAGE}*"):
-            shutil.rmtree(garbage)
+            shutil.rmtree(garbage, ignore_errors=True)
         for path in sorted((self.root / COLLECTIONS).glob(f"*/{COLLECTION_FILE}")):
             content = read_json(path)
             self.settings[content["name"]] = content["settings"]

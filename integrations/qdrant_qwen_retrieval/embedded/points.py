@@ -172,28 +172,18 @@ class PointsMixin(EdgeBase):
         if schema is None:
             raise ValueError('create_payload_index needs a field_schema, such as "keyword"')
         schema = getattr(schema, "value", schema)
-        self._call("create_index", collection_name, field=field_name, schema=schema)
-        self._record_index(collection_name, field_name, schema)
+        with self._recording(collection_name) as (name, settings):
+            self._call("create_index", name, field=field_name, schema=schema)
+            _record_index(settings, field_name, schema)
         return done()
 
     def delete_payload_index(self, collection_name: str, field_name: str, **options: object) -> models.UpdateResult:
         """Removes the index of a payload field."""
         check_options("delete_payload_index", options)
-        self._call("delete_index", collection_name, field=field_name)
-        self._record_index(collection_name, field_name, None)
+        with self._recording(collection_name) as (name, settings):
+            self._call("delete_index", name, field=field_name)
+            _record_index(settings, field_name, None)
         return done()
-
-    def _record_index(self, collection_name: str, field_name: str, schema: Any) -> None:  # noqa: ANN401
-        """Remembers the parameters of an index, which the engine does not give back."""
-        folder = self._opened().folder
-        with folder.lock:
-            name = folder.resolve(collection_name)
-            settings = folder.settings[name]
-            indexes = {key: value for key, value in settings.get("payload_schema", {}).items() if key != field_name}
-            if isinstance(schema, dict):
-                indexes[field_name] = schema
-            if indexes != settings.get("payload_schema", {}):
-                folder.write(name, {**settings, "payload_schema": indexes})
 
     def _upsert(
         self,
@@ -214,7 +204,7 @@ class PointsMixin(EdgeBase):
     def _check_points(self, collection_name: str, batches: Iterable[list[Point]]) -> None:
         schema = self._schema(collection_name)
         for batch in batches:
-            pack_points(batch, schema, Packer())
+            check_payloads(pack_points(batch, schema, Packer()))
 
     def _change(
         self,
@@ -233,6 +223,15 @@ class PointsMixin(EdgeBase):
             if isinstance(operation, kind):
                 return apply(self, collection_name, operation)
         raise TypeError(f"batch_update_points: {type(operation).__name__} is no update operation")
+
+
+def _record_index(settings: dict[str, Any], field_name: str, schema: Any) -> None:  # noqa: ANN401
+    """Remembers the parameters of an index, which the engine does not give back."""
+    indexes = {key: value for key, value in settings.get("payload_schema", {}).items() if key != field_name}
+    if isinstance(schema, dict):
+        indexes[field_name] = schema
+    if indexes or "payload_schema" in settings:
+        settings["payload_schema"] = indexes
 
 
 def _rows(vectors: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from qdrant_client import models
 
+from qdrant_qwen_retrieval.embedded.edge_process.nesting import check_nesting
 from qdrant_qwen_retrieval.embedded.edge_process.wire import (
     Packer,
     Words,
@@ -24,6 +25,7 @@ from qdrant_qwen_retrieval.embedded.edge_process.wire import (
 Json = dict[str, Any]
 Point = tuple[Any, Any, Any]  # id, vectors, payload
 MAX_ID = 2**64 - 1
+_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=to_jsonable_python)
 
 
 def is_unnamed(vectors: Json) -> bool:
@@ -194,17 +196,22 @@ def pack_points(points: Iterable[Point], schema: VectorSchema, packer: Packer) -
     return packed
 
 
-def check_payloads(packed: Iterable[Json]) -> None:
-    """Says which payload is no JSON, if one is.
+def check_payloads(packed: Sequence[Json]) -> None:
+    """Says which payload cannot be stored, if one cannot.
 
     Raises:
-        ValueError: It cannot be stored.
+        ValueError: It is no JSON, or nested too deep.
     """
     for point in packed:
-        try:
-            json.dumps(point, allow_nan=False, ensure_ascii=False, default=to_jsonable_python).encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"the payload of point {point['id']} is no JSON: {error}") from error
+        check_nesting(point.get("payload"), f"the payload of point {point['id']}")
+    try:
+        _JSON.encode([point.get("payload") for point in packed]).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        if len(packed) == 1:
+            raise ValueError(f"the payload of point {packed[0]['id']} is no JSON: {error}") from error
+        for point in packed:
+            check_payloads([point])
+        raise
 
 
 def unpack_struct(value: Json | None, words: Words) -> Any:  # noqa: ANN401 - one of the client's forms

@@ -64,11 +64,13 @@ class QueryReader:
 
     Attributes:
         words: The numbers of the message.
-        look_up: Gives a lookup for another collection, or for the one that is searched if asked for None.
+        searched: The shard that is searched.
+        look_up: Gives a lookup for a shard.
     """
 
     words: Words
-    look_up: Callable[[str | None], LookUp]
+    searched: str
+    look_up: Callable[[str], LookUp]
 
     def request(self, value: Json) -> edge.QueryRequest:
         """A whole query, with what is to be fetched before it."""
@@ -105,12 +107,12 @@ class QueryReader:
         if query is None:
             return None, set()
         lookup = value.get("lookup_from") or {}
-        other = lookup.get("shard")
-        vectors = _Vectors(self.words, self.look_up(other), str(lookup.get("vector", value.get("using", ""))))
+        named_in = lookup.get("shard", self.searched)
+        vectors = _Vectors(self.words, self.look_up(named_in), str(lookup.get("vector", value.get("using", ""))))
         for name, make in _QUERIES.items():
             if name in query:
                 native = make(vectors, query, value)
-                return native, set() if other else vectors.named
+                return native, vectors.named if named_in == self.searched else set()
         raise NotImplementedError(f"the embedded engine has no query {sorted(query)}; use a Qdrant server")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import signal
 import sys
 import time
@@ -30,7 +31,11 @@ def main(root: str, patience: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the pipe
     requests, replies = _private_pipes()
-    lock = _lock(Path(root) / LOCK_NAME, float(patience))
+    try:
+        lock = _lock(Path(root) / LOCK_NAME, float(patience))
+    except OSError as error:
+        send(replies, encode({"error": "engine", "message": str(error)}))
+        return
     if lock is None:
         send(replies, encode({"error": "locked", "message": ""}))
         return
@@ -49,7 +54,11 @@ def _private_pipes() -> tuple[io.FileIO, io.FileIO]:
 
 
 def _lock(path: Path, patience: float) -> IO[str] | None:
-    """The store's lock, or None if somebody else keeps it; the system frees it when this process ends."""
+    """The store's lock, or None if somebody else keeps it; the system frees it when this process ends.
+
+    Raises:
+        OSError: No file can be made in the folder.
+    """
     file = path.open("a+", encoding="utf-8")
     end = time.monotonic() + patience
     while not _try_lock(file):
@@ -112,6 +121,9 @@ def _ends_with_parent(requests: io.FileIO) -> Iterator[None]:
     No thread could watch the pipe, as the engine keeps the interpreter to itself. So the system is asked for a signal
     when anything happens to the pipe, where nothing is to happen until the answer; it ends the process. What was
     acknowledged is in the log, and segments that are not finished are not used.
+
+    Raises:
+        EOFError: The parent was gone before a signal could be asked for.
     """
     if not hasattr(os, "O_ASYNC"):
         yield
@@ -122,6 +134,10 @@ def _ends_with_parent(requests: io.FileIO) -> Iterator[None]:
     fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC)
     try:
+        hangup = select.poll()
+        hangup.register(requests, 0)
+        if hangup.poll(0):
+            raise EOFError
         yield
     finally:
         fcntl.fcntl(requests, fcntl.F_SETFL, flags)
@@ -142,4 +158,6 @@ def _kind(error: Exception) -> str:
         return "not implemented"
     if isinstance(error, ValueError | TypeError | KeyError | OverflowError):
         return "input"
+    if isinstance(error, OSError | MemoryError):
+        return "engine"
     return "engine" if str(error).startswith("Service ") else "input"

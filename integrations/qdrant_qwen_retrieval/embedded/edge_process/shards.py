@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from .filters import Json, Native, to_filter
+from .nesting import MAX_LEVELS, check_key, check_nesting
 from .queries import LookUp, QueryReader, to_order, to_payload_selector, to_vector
 from .settings import datatype, index_schema, member, modifier, multivector, shard_config
 from .wire import Packer, Words
@@ -72,9 +74,14 @@ class Shards:
         return DONE
 
     def do_drop(self, request: Json, _words: Words) -> Reply:
-        """Closes a shard and renames the folder it is in, before anybody can open it again."""
+        """Closes a shard and renames the folder it is in, if it is there, before anybody can open it again."""
         self._close(request["shard"])
-        os.replace((self._root / request["shard"]).parent, self._root / request["garbage"])
+        with contextlib.suppress(FileNotFoundError):  # a deletion that was cut short
+            os.replace((self._root / request["shard"]).parent, self._root / request["garbage"])
+        return DONE
+
+    def do_ping(self, _request: Json, _words: Words) -> Reply:
+        """Says that this process is there, and so has the lock."""
         return DONE
 
     def do_flush(self, request: Json, _words: Words) -> Reply:
@@ -102,9 +109,9 @@ class Shards:
     def do_upsert(self, request: Json, words: Words) -> Reply:
         """New points, or new versions of points."""
         mode = request.get("mode")
-        points = [edge.Point(p["id"], _struct(p["vector"], words), p.get("payload")) for p in request["points"]]
+        points = [edge.Point(p["id"], _struct(p["vector"], words), _payload(p)) for p in request["points"]]
         operation = edge.UpdateOperation.upsert_points(
-            points, to_filter(request.get("condition")), None if mode is None else member(edge.UpdateMode, mode)
+            points, _stored_filter(request.get("condition")), None if mode is None else member(edge.UpdateMode, mode)
         )
         self._update(request, operation)
         return DONE
@@ -112,15 +119,17 @@ class Shards:
     def do_update_vectors(self, request: Json, words: Words) -> Reply:
         """Other vectors for points that exist."""
         points = [edge.PointVectors(point["id"], _struct(point["vector"], words)) for point in request["points"]]
-        self._update(request, edge.UpdateOperation.update_vectors(points, to_filter(request.get("condition"))))
+        self._update(request, edge.UpdateOperation.update_vectors(points, _stored_filter(request.get("condition"))))
         return DONE
 
     def do_change(self, request: Json, _words: Words) -> Reply:
         """Deletes points or vectors, or changes payloads, of the points that are selected."""
         name, arguments = _CHANGES[request["change"]]
         given = [request.get(argument) for argument in arguments]
+        parts = [check_key(key) for key in (request.get("key"), *request.get("keys", ())) if key is not None]
+        check_nesting(request.get("payload"), "the payload", MAX_LEVELS - max(parts, default=0))
         if "filter" in request:
-            operation = getattr(edge.UpdateOperation, f"{name}_by_filter")(to_filter(request["filter"]), *given)
+            operation = getattr(edge.UpdateOperation, f"{name}_by_filter")(_stored_filter(request["filter"]), *given)
         else:
             operation = getattr(edge.UpdateOperation, name)(request["ids"], *given)
         self._update(request, operation)
@@ -129,6 +138,7 @@ class Shards:
     def do_create_index(self, request: Json, _words: Words) -> Reply:
         """An index for a payload field."""
         schema = index_schema(request["schema"])
+        check_key(request["field"])
         self._update(request, edge.UpdateOperation.create_field_index(request["field"], schema))
         return DONE
 
@@ -163,7 +173,7 @@ class Shards:
     def do_query(self, request: Json, words: Words) -> Reply:
         """Several queries; one list of points each."""
         shard = self._shard(request)
-        reader = QueryReader(words, lambda other: self._look_up(self._shard({"shard": other}) if other else shard))
+        reader = QueryReader(words, request["shard"], lambda name: self._look_up(self._shard({"shard": name})))
         queries = [reader.request(query) for query in request["queries"]]
         packer = Packer()
         asked = [query.get("with_vector") for query in request["queries"]]
@@ -215,6 +225,8 @@ class Shards:
     def _shard(self, request: Mapping[str, Any]) -> edge.EdgeShard:
         name = request["shard"]
         if name not in self._open:
+            if not (self._root / name).is_dir():
+                raise ValueError(f"Collection not found: there is no {name} any more")
             self._open[name] = edge.EdgeShard.load(str(self._root / name))
         return self._open[name]
 
@@ -254,6 +266,18 @@ def _run(shard: edge.EdgeShard, queries: list[edge.QueryRequest]) -> Iterable[li
     if len(queries) == 1:
         return [shard.query(queries[0])]
     return shard.query_batch(edge.QueryBatchRequest(queries))
+
+
+def _payload(point: Json) -> dict[str, Any] | None:
+    payload: dict[str, Any] | None = point.get("payload")
+    check_nesting(payload, f"the payload of point {point['id']}")
+    return payload
+
+
+def _stored_filter(value: Json | None) -> edge.Filter | None:
+    """The filter of a write, which goes into the log with it."""
+    check_nesting(value, "the filter")
+    return to_filter(value)
 
 
 def _struct(vectors: Json, words: Words) -> dict[str, Native]:

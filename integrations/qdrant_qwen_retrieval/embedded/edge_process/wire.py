@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .nesting import MAX_LEVELS
+
 Words = npt.NDArray[np.float32]
 _LENGTHS = struct.Struct("<QQ")
 
@@ -86,10 +88,16 @@ def encode(
         default: Makes JSON of values that are not.
 
     Raises:
-        ValueError: A number is NaN or infinite, which JSON does not have, or a text is no Unicode.
+        ValueError: A number is NaN or infinite, which JSON does not have, a text is no Unicode, or something is nested
+            deeper than Python can follow.
         TypeError: A value is none of JSON's.
     """
-    text = json.dumps(message, allow_nan=False, ensure_ascii=False, default=default, separators=(",", ":")).encode()
+    try:
+        text = json.dumps(message, allow_nan=False, ensure_ascii=False, default=default, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise ValueError(
+            f"the message of {message.get('op')!r} is nested too deep, at most {MAX_LEVELS} levels"
+        ) from error
     words = packer.words() if packer is not None else b""
     return [_LENGTHS.pack(len(text), len(words)) + text, words]
 
