@@ -25,9 +25,9 @@ from qwen_retrieval import Embedder, Reranker
 if TYPE_CHECKING:
     from qdrant_qwen_retrieval.splitting import Splitter
 
-UNINDEXED = 20_000
-"""Vectors without a graph above which an ingestion into a folder builds one at its end. Comparing 50,000 vectors of
-1024 dimensions one by one takes 11 ms, with the graph 1 ms (two cores, qdrant-edge-py 0.9)."""
+UNINDEXED = 50_000
+"""Vectors without a graph above which an ingestion into a folder builds one at its end. Comparing 100,000 vectors of
+1024 dimensions one by one takes 28 ms, with a graph 7 ms, and at 10,000 the graph is slower (`benchmarks/README.md`)."""
 
 _RECORDS_AT_ONCE = 500
 
@@ -203,7 +203,7 @@ class QdrantIndex:
             check_count: Count the points exactly before and after, and if that differs from what was written, because
                 others write too or the store has lost some, look up each point of this run. False where many processes
                 bring in parts of one large collection, and counting it again and again would take long.
-            optimize: Call `optimize` at the end; None to do so for a store in a folder in which more than 20,000
+            optimize: Call `optimize` at the end; None to do so for a store in a folder in which more than 50,000
                 vectors are not indexed.
 
         Returns:
