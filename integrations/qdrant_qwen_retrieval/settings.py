@@ -20,7 +20,7 @@ Datatype = Literal["float32", "float16"]
 """How the engine keeps a number of a vector. Others are not offered: signed int8 in Qdrant's uint8 loses half of the
 results without a word (recall@10 0.45 measured on 20,000 vectors), float16 loses none."""
 
-OVERSAMPLING: Mapping[Quantization, float] = {"none": 1.0, "scalar": 2.0, "turbo4": 4.0, "turbo2": 4.0, "binary": 4.0}
+OVERSAMPLING: Mapping[Quantization, float] = {"none": 1.0, "scalar": 2.0, "turbo4": 4.0, "turbo2": 8.0, "binary": 8.0}
 """How many times `limit` the codes propose for rescoring, unless told otherwise.
 
 Without it rescoring only puts the same results in another order. Recall@10 on the engine of Qdrant 1.19 (qdrant-edge-py
@@ -28,7 +28,7 @@ Without it rescoring only puts the same results in another order. Recall@10 on t
 .90; binary .21, .34, .51.
 """
 
-STAGE_OVERSAMPLING = 4.0
+STAGE_OVERSAMPLING = 8.0
 """How many times `limit` a search with shorter vectors proposes to the next longer ones, unless told otherwise."""
 
 DENSE, SPARSE, UNNAMED = "text-dense", "text-sparse", ""
