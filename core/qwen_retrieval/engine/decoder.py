@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from qwen_retrieval.batching import IndexArray, PackedBatch
 from qwen_retrieval.engine.attention import Attention, Spans, plan_attention
-from qwen_retrieval.engine.kernels import rms_norm, rope_table, rotate, silu_mul
+from qwen_retrieval.engine.kernels import norm_rotate, rms_norm, rope_table, silu_mul
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
 
 MLP_CHUNK = 1024
@@ -41,7 +41,8 @@ class Decoder:
         """
         positions = self._index(packed.positions)
         last = self._index(packed.last)
-        table = rope_table(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        rope_dtype = torch.float32 if self.device.type == "cpu" else dtype
+        table = rope_table(positions, self.config.head_dim, self.config.rope_theta, rope_dtype)
         last_table = (table[0][last], table[1][last])
         hidden = self.weights.embedding[self._index(packed.token_ids)].to(dtype)  # (T, hidden)
         attention = plan_attention(Spans.of_segments(packed), self.device, dtype)
@@ -91,8 +92,8 @@ class Decoder:
         return x.view(len(x), -1, self.config.head_dim)
 
     def _heads(self, x: Tensor, norm: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries or keys split into heads, normalised per head, rotated: (T, heads, head_dim)."""
-        return rotate(rms_norm(self._split(x), norm, self.config.rms_norm_eps), table)
+        """Queries or keys split into heads, normalised per head, rotated: (T, heads, head_dim). May overwrite `x`."""
+        return norm_rotate(self._split(x), norm, table, self.config.rms_norm_eps)
 
     def _mlp(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
         rows = MLP_CHUNK if self.device.type == "cpu" else max(1, len(hidden))

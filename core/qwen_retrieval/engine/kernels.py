@@ -55,6 +55,33 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return out
 
 
+HEAD_ROWS = 128
+"""Tokens that `norm_rotate` computes at a time on the CPU: their float32 intermediates stay in the cache."""
+
+
+def norm_rotate(x: Tensor, weight: Tensor, table: tuple[Tensor, Tensor], eps: float) -> Tensor:
+    """`rms_norm` and then `rotate` for the heads of queries or keys.
+
+    On the CPU it computes all of it in float32 and overwrites `x`. In one piece, each step would write (and the system
+    clear) memory as large as all queries in float32, which takes longer than the arithmetic.
+
+    Args:
+        x: (T, heads, head_dim).
+        weight: (head_dim,) of the norm.
+        table: What `rope_table` returned for the T positions, in float32 on the CPU, else in the dtype of `x`.
+        eps: Of the norm.
+
+    Returns:
+        (T, heads, head_dim).
+    """
+    if x.device.type != "cpu":
+        return rotate(rms_norm(x, weight, eps), table)
+    parts = (torch.split(whole, HEAD_ROWS) for whole in (x, *table))
+    for rows, cos, sin in zip(*parts, strict=True):
+        rows.copy_(rotate(rms_norm(rows.float(), weight, eps), (cos, sin)))
+    return x
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """SiLU(gate) * up of a fused projection, overwriting its first half: (T, 2 ffn) -> (T, ffn)."""
     gate, up = gate_up.chunk(2, dim=-1)
