@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from qwen_retrieval.batching import IndexArray, PackedBatch
 from qwen_retrieval.engine.attention import Attention, Spans, plan_attention
 from qwen_retrieval.engine.kernels import norm_rotate, rms_norm, rope_table, silu_mul
+from qwen_retrieval.engine.matrices import cast, linear
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
 
 MLP_CHUNK = 1024
@@ -58,12 +58,12 @@ class Decoder:
     def _layer(self, layer: LayerWeights, hidden: Tensor, table: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         config = self.config
         x = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-        qkv = _linear(x, layer.qkv)  # (T, query_size + 2 key_size)
+        qkv = linear(x, layer.qkv)  # (T, query_size + 2 key_size)
         query, key, value = torch.split(qkv, [config.query_size, config.key_size, config.key_size], dim=-1)
         attended = attention(
             self._heads(query, layer.query_norm, table), self._heads(key, layer.key_norm, table), self._split(value)
         )
-        hidden = hidden + _linear(attended.flatten(1), layer.output)
+        hidden = hidden + linear(attended.flatten(1), layer.output)
         return self._mlp(layer, hidden)
 
     def _last_layer(
@@ -78,14 +78,14 @@ class Decoder:
         """The last layer for the last tokens only; keys and values are needed of all tokens."""
         config = self.config
         x = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-        key, value = _linear(x, layer.qkv[config.query_size :]).chunk(2, dim=-1)  # (T, key_size) each
-        query = _linear(x[last], layer.qkv[: config.query_size])  # (n, query_size)
+        key, value = linear(x, layer.qkv[config.query_size :]).chunk(2, dim=-1)  # (T, key_size) each
+        query = linear(x[last], layer.qkv[: config.query_size])  # (n, query_size)
         attended = attention(
             self._heads(query, layer.query_norm, last_table),
             self._heads(key, layer.key_norm, table),
             self._split(value),
         )
-        return self._mlp(layer, hidden[last] + _linear(attended.flatten(1), layer.output))
+        return self._mlp(layer, hidden[last] + linear(attended.flatten(1), layer.output))
 
     def _split(self, x: Tensor) -> Tensor:
         """(T, heads * head_dim) -> (T, heads, head_dim)."""
@@ -97,12 +97,8 @@ class Decoder:
 
     def _mlp(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
         rows = MLP_CHUNK if self.device.type == "cpu" else max(1, len(hidden))
-        gate_up, down = layer.gate_up.to(hidden.dtype), layer.down.to(hidden.dtype)
+        gate_up, down = cast(layer.gate_up, hidden.dtype), cast(layer.down, hidden.dtype)  # once for all chunks
         for chunk in torch.split(hidden, rows):
             x = rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
             chunk += linear(silu_mul(linear(x, gate_up)), down)  # in place: `hidden` is ours
         return hidden
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    return linear(x, weight.to(x.dtype))

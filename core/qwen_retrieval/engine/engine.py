@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qwen_retrieval.batching import pack
 from qwen_retrieval.engine.decoder import Decoder
+from qwen_retrieval.engine.matrices import pack_layers
 from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, load_decoder, load_head_rows
 from qwen_retrieval.errors import CorruptCheckpointError, NonFiniteError, OutOfMemoryError
 from qwen_retrieval.types import FloatArray, TokenIds
@@ -205,7 +206,7 @@ def load_embedding_engine(folder: Path, config: DecoderConfig, device: str, dtyp
     """Load the decoder in `folder`; see `resolve_device` and `resolve_dtype`."""
     place, stored = _resolve(device, dtype)
     with Checkpoint(folder) as checkpoint:
-        decoder = Decoder(load_decoder(checkpoint, config, place, stored), config, place)
+        decoder = _load(checkpoint, config, place, stored)
     return TorchEmbeddingEngine(decoder, compute_dtype(stored, place))
 
 
@@ -215,7 +216,7 @@ def load_reranking_engine(
     """Load the decoder and the two rows of the head in `folder`; see `resolve_device` and `resolve_dtype`."""
     place, stored = _resolve(device, dtype)
     with Checkpoint(folder) as checkpoint:
-        decoder = Decoder(load_decoder(checkpoint, config, place, stored), config, place)
+        decoder = _load(checkpoint, config, place, stored)
         yes_no = load_head_rows(checkpoint, config, [yes_id, no_id], place)
     return TorchRerankingEngine(decoder, compute_dtype(stored, place), yes_no)
 
@@ -223,6 +224,13 @@ def load_reranking_engine(
 def _resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     place = resolve_device(device)
     return place, resolve_dtype(dtype, place)
+
+
+def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, stored: torch.dtype) -> Decoder:
+    """The decoder, its matrices laid out for what this machine computes in."""
+    weights = load_decoder(checkpoint, config, device, stored)
+    pack_layers(weights.layers, compute_dtype(stored, device))
+    return Decoder(weights, config, device)
 
 
 def default_batch_tokens(device: torch.device) -> int:
