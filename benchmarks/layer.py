@@ -1,0 +1,160 @@
+"""One decoder layer of the 0.6B shape on the CPU, with and without each of its fast paths, in turn.
+
+    python -m benchmarks.layer [PART ...] [--dtype bfloat16] [--rounds 9] [--threads 1] [--tokens 32 300 2000 4000]
+
+The clock is the CPU time of one thread, so that other programs on the machine count little; with more threads it is
+wall time, and the machine must be quiet. NOTES.md has what came out, and what was tried and dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear as plain_linear
+
+from qwen_retrieval.batching import PackedBatch, pack
+from qwen_retrieval.engine import attention, decoder, kernels, matrices
+from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
+from qwen_retrieval.types import TokenIds
+
+CONFIG = DecoderConfig(
+    vocab_size=1000, hidden_size=1024, intermediate_size=3072, num_layers=1, num_heads=16, num_kv_heads=8,
+    head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, tied_head=True,
+)  # fmt: skip
+CPU = torch.device("cpu")
+PREFIX = 75
+"""Tokens that the documents of one query share when they are reranked."""
+
+
+def inputs(tokens: int, length: int, prefix: int) -> list[TokenIds]:
+    """Random inputs of about `length` tokens, `tokens` in all, after a shared prefix."""
+    rng = random.Random(0)
+    shared = [rng.randrange(1000) for _ in range(prefix)]
+    count = max(1, (tokens - prefix) // length)
+    lengths = [round(length * rng.uniform(0.6, 1.4)) for _ in range(count)]
+    return [shared + [rng.randrange(1000) for _ in range(n)] for n in lengths]
+
+
+def random_layer(dtype: torch.dtype) -> LayerWeights:
+    """Weights of the size that trained ones have."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return (0.02 * torch.randn(rows, columns)).to(dtype)
+
+    def norm(size: int) -> Tensor:
+        return (1 + 0.1 * torch.randn(size)).to(dtype)
+
+    hidden, ffn = CONFIG.hidden_size, CONFIG.intermediate_size
+    qkv = CONFIG.query_size + 2 * CONFIG.key_size
+    return LayerWeights(
+        input_norm=norm(hidden), qkv=matrix(qkv, hidden), query_norm=norm(128), key_norm=norm(128),
+        output=matrix(hidden, CONFIG.query_size), mlp_norm=norm(hidden), gate_up=matrix(2 * ffn, hidden),
+        down=matrix(hidden, ffn),
+    )  # fmt: skip
+
+
+def one_layer(
+    layer: LayerWeights, batch: PackedBatch, dtype: torch.dtype, limit: float = attention.PADDING_LIMIT
+) -> Callable[[], Tensor]:
+    """A decoder's layer on a batch, everything that is made once per batch made; `limit` is of attention's padding."""
+    model = decoder.Decoder(DecoderWeights(torch.empty(0), [layer], torch.empty(0)), CONFIG, CPU)
+    table = kernels.rope_table(torch.from_numpy(batch.positions), 128, CONFIG.rope_theta, torch.float32)
+    with mock.patch.object(attention, "PADDING_LIMIT", limit):
+        planned = attention.plan_attention(attention.Spans.of_segments(batch), CPU, dtype)
+    hidden = torch.randn(batch.computed_tokens, CONFIG.hidden_size).to(dtype)
+    return lambda: model._layer(layer, hidden, table, planned)
+
+
+def slow_heads(x: Tensor, weight: Tensor, table: tuple[Tensor, Tensor], eps: float) -> Tensor:
+    """`norm_rotate`, each step over all tokens."""
+    cos, sin = table
+    return kernels.rotate(kernels.rms_norm(x, weight, eps), (cos.to(x.dtype), sin.to(x.dtype)))
+
+
+def slow_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` of torch, whatever is faster."""
+    return plain_linear(x, matrices.cast(weight, x.dtype))
+
+
+def with_slow(function: Callable[[], Tensor], name: str, slow: Callable[..., Tensor]) -> Callable[[], Tensor]:
+    """`function` with one of the decoder's kernels replaced."""
+
+    def run() -> Tensor:
+        with mock.patch.object(decoder, name, slow):
+            return function()
+
+    return run
+
+
+def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """The layer as it is, and the layer without one of its fast paths."""
+    plain = random_layer(dtype)
+    packed = replace(plain)
+    matrices.pack_layers([packed, replace(plain)], dtype)  # the last one keeps a plain qkv
+    fast = one_layer(packed, batch, dtype)
+    if part == "heads":
+        return fast, with_slow(fast, "norm_rotate", slow_heads)
+    if part == "groups":  # tried: attention in more groups, almost without padding
+        return one_layer(packed, batch, dtype, limit=1.02), fast
+    without = with_slow(one_layer(plain, batch, dtype), "linear", slow_linear)
+    if part == "linear":
+        return fast, without
+    if part == "unpacked":  # weights cast to float32 on each call, or sliced: no packing, but oneDNN
+        return one_layer(plain, batch, dtype), without
+    return fast, with_slow(without, "norm_rotate", slow_heads)  # all
+
+
+def compare(fast: Callable[[], Tensor], slow: Callable[[], Tensor], rounds: int, clock: Callable[[], float]) -> str:
+    """Median milliseconds of both, and the median, lowest and highest of the rounds' ratios."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(rounds + 1):
+        for run, times in zip((fast, slow), seconds, strict=True):
+            start = clock()
+            run()
+            if round_:  # the first one warms up
+                times.append(clock() - start)
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
+    fast_ms, slow_ms = (1e3 * statistics.median(times) for times in seconds)
+    return (
+        f"{slow_ms:8.1f} ms without  {fast_ms:8.1f} ms with  "
+        f"x{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+    )
+
+
+PARTS = ("heads", "groups", "linear", "unpacked", "all")
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=PARTS, help=" ".join(PARTS))
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[32, 300, 2000, 4000])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    workloads = [(f"{n} tokens of documents", inputs(n, 80 if n > 80 else n, 0)) for n in options.tokens]
+    workloads.append(("reranking 50 x 80", inputs(50 * 80 + PREFIX, 80, PREFIX)))
+    for part in options.parts:
+        for name in options.dtype:
+            dtype = getattr(torch, name)
+            for title, texts in workloads:
+                batch = pack(texts)
+                torch.manual_seed(0)
+                found = compare(*contenders(part, batch, dtype), options.rounds, clock)
+                print(f"{part:9} {name:9} {title:25} {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
