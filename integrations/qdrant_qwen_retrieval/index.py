@@ -56,8 +56,9 @@ class QdrantIndex:
         stages: Lengths of shorter vectors to store and to search in first, such as [256]; the model must be able to
             give them. None for none.
         quantization: Let the engine search in codes of 8 ("scalar"), 4 ("turbo4"), 2 ("turbo2") or 1 ("binary") bit per
-            dimension, and rescore with the vectors; "none" by default, "scalar" with `on_disk`. A server needs version
-            1.18 for "turbo4" and "turbo2".
+            dimension, and rescore with the vectors; "none" by default, "scalar" with `on_disk`. "scalar" and "turbo4"
+            find the same results; "binary" loses some, many if vectors are short: its recall, and that of all others,
+            is measured in ``benchmarks/README.md``. A server needs version 1.18 for "turbo4" and "turbo2".
         hybrid: Store BM25 vectors too, and search by words as well.
         language: Of the texts, for BM25; English by default.
         datatype: "float32" (default), or "float16" for half the size at the same recall.
