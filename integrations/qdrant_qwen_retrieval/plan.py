@@ -88,7 +88,8 @@ def make_plan(records: Iterable[Sequence[Chunk]], marks: Marks, orphaned: Mappin
         plan.changes += (change for change in changes if change)
         plan.skipped += changes.count(None)
         if stale:
-            plan.stale[head.record_id] = [point_id(chunk_id(head.record_id, index)) for index in stale]
+            # From the end: if a run is killed in between, what is left still follows the record without a gap.
+            plan.stale[head.record_id] = [point_id(chunk_id(head.record_id, index)) for index in reversed(stale)]
     plan.changes.sort(key=lambda change: change.phase)
     return plan
 
