@@ -185,10 +185,11 @@ def plot(reports: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure, panels = plt.subplots(1, len(reports), figsize=(6 * len(reports), 6), sharey=True, squeeze=False)
     sizes = [20 + 25 * number for number in range(len(OVERSAMPLING))]
     for panel, (name, rows) in zip(panels[0], reports.items(), strict=True):
-        for color, row in zip(plt.get_cmap("tab20").colors, rows, strict=False):  # type: ignore[attr-defined]
+        for number, row in enumerate(rows):
+            color = plt.get_cmap("tab20")(number)
             places, values = [row["bytes_searched"]] * len(sizes), list(row["recall"].values())
             panel.plot(places, values, color=color, linewidth=1)
-            panel.scatter(places, values, s=sizes, alpha=0.7, color=color, label=row["setting"])
+            panel.scatter(places, values, s=sizes, alpha=0.7, color=[color], label=row["setting"])
         panel.set_xscale("log", base=2)
         panel.set_title(name)
         panel.set_xlabel("bytes per vector that the search reads first")
