@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,21 +111,8 @@ def describe(
         CollectionMismatchError: It was not made here.
         StoreError: The store cannot be used.
     """
-    store = open_store(
-        path,
-        url=url,
-        client=client,
-        api_key=api_key,
-        prefer_grpc=prefer_grpc,
-        grpc_port=grpc_port,
-        timeout=timeout,
-        create=False,
-    )
-    try:
-        with store.reached():
-            return describe_collection(Collection(store, collection))
-    finally:
-        store.close()
+    with _existing(path, url, client, api_key, prefer_grpc, grpc_port, timeout) as store:
+        return describe_collection(Collection(store, collection))
 
 
 def collections(
@@ -151,22 +140,9 @@ def collections(
         CollectionNotFoundError: There is no store in the folder.
         StoreError: The store cannot be used.
     """
-    store = open_store(
-        path,
-        url=url,
-        client=client,
-        api_key=api_key,
-        prefer_grpc=prefer_grpc,
-        grpc_port=grpc_port,
-        timeout=timeout,
-        create=False,
-    )
-    try:
-        with store.reached():
-            names = sorted(one.name for one in store.client.get_collections().collections)
-            return [describe_collection(Collection(store, name)) for name in names if _is_ours(store, name)]
-    finally:
-        store.close()
+    with _existing(path, url, client, api_key, prefer_grpc, grpc_port, timeout) as store:
+        names = sorted(one.name for one in store.client.get_collections().collections)
+        return [describe_collection(Collection(store, name)) for name in names if _is_ours(store, name)]
 
 
 def describe_collection(collection: Collection) -> Description:
@@ -195,6 +171,34 @@ def describe_collection(collection: Collection) -> Description:
         payload_indexes={path: index.data_type.value for path, index in info.payload_schema.items()},
         disk_bytes=_folder_size(store.place) if store.kind == "embedded" else None,
     )
+
+
+@contextmanager
+def _existing(
+    path: str | os.PathLike[str] | None,
+    url: str | None,
+    client: QdrantClient | None,
+    api_key: ApiKey | None,
+    prefer_grpc: bool,
+    grpc_port: int | None,
+    timeout: int,
+) -> Iterator[Store]:
+    """A store to look into, which is not made for that."""
+    store = open_store(
+        path,
+        url=url,
+        client=client,
+        api_key=api_key,
+        prefer_grpc=prefer_grpc,
+        grpc_port=grpc_port,
+        timeout=timeout,
+        create=False,
+    )
+    try:
+        with store.reached():
+            yield store
+    finally:
+        store.close()
 
 
 def _is_ours(store: Store, name: str) -> bool:

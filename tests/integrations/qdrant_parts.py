@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from qdrant_client import models
 
-from qdrant_qwen_retrieval import ingest
+from qdrant_qwen_retrieval import EmbeddedQdrantClient, ingest
 from qdrant_qwen_retrieval.chunks import Record
 from qdrant_qwen_retrieval.collection import Collection
 from qdrant_qwen_retrieval.report import IngestReport
@@ -110,3 +111,19 @@ def assert_holds(collection: Collection, embedder: Embedder, records: Iterable[R
         vectors = embedder.embed_documents([text for text, _ in expected.values()])  # (points, dimensions)
         stored_vectors: Any = [points[identifier].vector for identifier in expected]
         np.testing.assert_allclose(stored_vectors, cast(Any, vectors), atol=1e-6)
+
+
+def engine_of(client: EmbeddedQdrantClient) -> int:
+    """The number of its engine's process."""
+    pid = client._backend._opened().engine.pid
+    assert pid is not None
+    return pid
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

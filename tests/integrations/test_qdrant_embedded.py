@@ -26,6 +26,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_qwen_retrieval.embedded import AsyncEmbeddedQdrantClient, EmbeddedQdrantClient
 from qdrant_qwen_retrieval.embedded.folder import folder_name
 from qwen_retrieval.errors import StoreError
+from tests.integrations.qdrant_parts import engine_of, is_running
 
 ROOT = Path(__file__).parents[2]
 DENSE, SHORT, SPARSE, LATE = "text-dense", "mrl_4", "text-sparse", "late"
@@ -972,21 +973,6 @@ def test_threads_that_write_at_once_lose_nothing(client: EmbeddedQdrantClient) -
     found = client.scroll("c", limit=1_000, with_vectors=True)[0]
     assert {point.id for point in found} == expected
     assert all(point.vector == [point.id, 0, 0, 1] for point in found)
-
-
-def engine_of(client: EmbeddedQdrantClient) -> int:
-    """The number of its engine's process."""
-    pid = client._backend._opened().engine.pid
-    assert pid is not None
-    return pid
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_clients_of_one_folder_share_an_engine_until_the_last_is_closed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from qdrant_qwen_retrieval.embedded import EmbeddedQdrantClient, folder, store
 from qdrant_qwen_retrieval.embedded.edge_process.nesting import MAX_LEVELS
 from qdrant_qwen_retrieval.embedded.folder import folder_name
 from qwen_retrieval.errors import StoreError, StoreLockedError
+from tests.integrations.qdrant_parts import engine_of, is_running
 
 PARAMS = models.VectorParams(size=2, distance=models.Distance.DOT)
 KEYWORD = models.PayloadSchemaType.KEYWORD
@@ -38,20 +39,6 @@ def alias(collection: str, name: str) -> models.CreateAliasOperation:
 
 def aliases(client: QdrantClient) -> dict[str, str]:
     return {found.alias_name: found.collection_name for found in client.get_aliases().aliases}
-
-
-def engine_of(client: EmbeddedQdrantClient) -> int:
-    pid = client._backend._opened().engine.pid
-    assert pid is not None
-    return pid
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def kill(client: EmbeddedQdrantClient) -> None:

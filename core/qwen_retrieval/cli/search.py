@@ -159,9 +159,9 @@ def parse_filter(conditions: Iterable[str]) -> dict[str, Any] | list[dict[str, A
             values.setdefault(field, []).append(value)
         else:
             operator = OPERATORS[match["operator"]]
-            if not any(_goes_with(part.get(field, {}), operator) for part in ranges):
-                ranges.append({})
-            part = next(part for part in ranges if _goes_with(part.get(field, {}), operator))
+            part = next((part for part in ranges if _goes_with(part.get(field, {}), operator)), None)
+            if part is None:
+                ranges.append(part := {})
             part.setdefault(field, {})[operator] = value
     first, *others = ranges
     if both := values.keys() & first.keys():
