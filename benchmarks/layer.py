@@ -54,29 +54,36 @@ def random_layer(dtype: torch.dtype) -> LayerWeights:
 
     hidden, ffn = CONFIG.hidden_size, CONFIG.intermediate_size
     qkv = CONFIG.query_size + 2 * CONFIG.key_size
+    heads = CONFIG.num_heads + CONFIG.num_kv_heads
     return LayerWeights(
-        input_norm=norm(hidden), qkv=matrix(qkv, hidden), query_norm=norm(128), key_norm=norm(128),
+        input_norm=norm(hidden), qkv=matrix(qkv, hidden), head_norms=norm(128).expand(heads, -1),
         output=matrix(hidden, CONFIG.query_size), mlp_norm=norm(hidden), gate_up=matrix(2 * ffn, hidden),
         down=matrix(hidden, ffn),
     )  # fmt: skip
 
 
 def one_layer(
-    layer: LayerWeights, batch: PackedBatch, dtype: torch.dtype, limit: float = attention.PADDING_LIMIT
-) -> Callable[[], Tensor]:
+    layer: LayerWeights,
+    batch: PackedBatch,
+    dtype: torch.dtype,
+    limit: float = attention.PADDING_LIMIT,
+    with_kernels: kernels.Kernels | None = None,
+) -> Callable[[], object]:
     """A decoder's layer on a batch, everything that is made once per batch made; `limit` is of attention's padding."""
-    model = decoder.Decoder(DecoderWeights(torch.empty(0), [layer], torch.empty(0)), CONFIG, CPU)
-    table = kernels.rope_table(torch.from_numpy(batch.positions), 128, CONFIG.rope_theta, torch.float32)
+    weights = DecoderWeights(torch.empty(0), [layer], torch.empty(0))
+    model = decoder.Decoder(weights, CONFIG, CPU, kernels=with_kernels)
+    table = kernels.rope_table(int(batch.positions.max()) + 1, 128, CONFIG.rope_theta, CPU)
+    rope = kernels.Rope(table, torch.from_numpy(batch.positions))
     with mock.patch.object(attention, "PADDING_LIMIT", limit):
         planned = attention.plan_attention(attention.Spans.of_segments(batch), CPU, dtype)
     hidden = torch.randn(batch.computed_tokens, CONFIG.hidden_size).to(dtype)
-    return lambda: model._layer(layer, hidden, table, planned)
+    return lambda: model._layer(layer, hidden.clone(), None, rope, planned)
 
 
-def slow_heads(x: Tensor, weight: Tensor, table: tuple[Tensor, Tensor], eps: float) -> Tensor:
-    """`norm_rotate`, each step over all tokens."""
-    cos, sin = table
-    return kernels.rotate(kernels.rms_norm(x, weight, eps), (cos.to(x.dtype), sin.to(x.dtype)))
+class SlowHeads(kernels.CpuKernels):
+    """The CPU's kernels, but `norm_rotate` takes each step over all tokens."""
+
+    norm_rotate = kernels.EagerKernels.norm_rotate
 
 
 def slow_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -84,35 +91,35 @@ def slow_linear(x: Tensor, weight: Tensor) -> Tensor:
     return plain_linear(x, matrices.cast(weight, x.dtype))
 
 
-def with_slow(function: Callable[[], Tensor], name: str, slow: Callable[..., Tensor]) -> Callable[[], Tensor]:
-    """`function` with one of the decoder's kernels replaced."""
+def with_slow_linear(function: Callable[[], object]) -> Callable[[], object]:
+    """`function` with torch's own products."""
 
-    def run() -> Tensor:
-        with mock.patch.object(decoder, name, slow):
+    def run() -> object:
+        with mock.patch.object(decoder, "linear", slow_linear):
             return function()
 
     return run
 
 
-def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
     """The layer as it is, and the layer without one of its fast paths."""
     plain = random_layer(dtype)
     packed = replace(plain)
     matrices.pack_layers([packed, replace(plain)], dtype)  # the last one keeps a plain qkv
     fast = one_layer(packed, batch, dtype)
     if part == "heads":
-        return fast, with_slow(fast, "norm_rotate", slow_heads)
+        return fast, one_layer(packed, batch, dtype, with_kernels=SlowHeads())
     if part == "groups":  # tried: attention in more groups, almost without padding
         return one_layer(packed, batch, dtype, limit=1.02), fast
-    without = with_slow(one_layer(plain, batch, dtype), "linear", slow_linear)
+    without = with_slow_linear(one_layer(plain, batch, dtype))
     if part == "linear":
         return fast, without
     if part == "unpacked":  # weights cast to float32 on each call, or sliced: no packing, but oneDNN
         return one_layer(plain, batch, dtype), without
-    return fast, with_slow(without, "norm_rotate", slow_heads)  # all
+    return fast, with_slow_linear(one_layer(plain, batch, dtype, with_kernels=SlowHeads()))  # all
 
 
-def compare(fast: Callable[[], Tensor], slow: Callable[[], Tensor], rounds: int, clock: Callable[[], float]) -> str:
+def compare(fast: Callable[[], object], slow: Callable[[], object], rounds: int, clock: Callable[[], float]) -> str:
     """Median milliseconds of both, and the median, lowest and highest of the rounds' ratios."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for round_ in range(rounds + 1):

@@ -249,7 +249,7 @@ def _loaded(
         revision=revision,
         device=str(engine.device),
         dtype=str(engine.dtype).removeprefix("torch."),
-        max_batch_tokens=default_batch_tokens(engine.device),
+        max_batch_tokens=default_batch_tokens(engine.device, engine.decoder.config),
         release=lambda: None,
     )
 

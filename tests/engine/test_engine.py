@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_retrieval.engine.engine import (
     TorchRerankingEngine,
+    activation_bytes,
+    batch_tokens_within,
     compute_dtype,
     default_batch_tokens,
     halve_on_out_of_memory,
@@ -148,9 +150,8 @@ def test_rows_that_overflow_in_half_precision_are_recomputed_in_float32(tmp_path
     for each in (exact, engine):
         each.decoder.weights.embedding[5] *= 1e5
     batch = [[1, 2, 3], [4, 5], [6]]
-    with torch.inference_mode():
-        half = engine._pass(batch, torch.float16)
-    assert half.isfinite().all(dim=1).tolist() == [True, False, True]
+    half = engine._pass(batch, torch.float16)
+    assert np.isfinite(half).all(axis=1).tolist() == [True, False, True]
     found, expected = engine.embed(batch), exact.embed(batch)
     assert np.isfinite(found).all()
     assert np.array_equal(found[1], exact.embed([[4, 5]])[0])
@@ -203,5 +204,20 @@ def test_float16_is_taken_only_with_a_warning() -> None:
     assert compute_dtype(torch.float16, CPU) == torch.float32
 
 
-def test_a_gpu_gets_larger_batches_than_a_cpu() -> None:
-    assert default_batch_tokens(torch.device("cuda")) > default_batch_tokens(CPU)
+LARGEST = DecoderConfig(
+    vocab_size=151_665, hidden_size=4096, intermediate_size=12_288, num_layers=36, num_heads=32, num_kv_heads=8,
+    head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, tied_head=False,
+)  # fmt: skip
+
+
+def test_a_gpu_gets_larger_batches_than_a_cpu_as_far_as_its_memory_goes() -> None:
+    plenty, some, none = (batch_tokens_within(free, LARGEST) for free in (80 << 30, 2 << 30, 0))
+    assert plenty > default_batch_tokens(CPU, LARGEST)
+    assert plenty > some > none > 0
+    assert some * activation_bytes(LARGEST) <= (2 << 30) / 2
+
+
+def test_activations_are_counted_as_they_are_allocated() -> None:
+    # The widest moment of a layer in the CUDA path: the residual stream, its norm, and gate and up with their product.
+    mlp = 2 * (2 * LARGEST.hidden_size + 3 * LARGEST.intermediate_size)
+    assert mlp < activation_bytes(LARGEST) < 2 * mlp

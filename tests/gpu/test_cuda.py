@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 import torch
 
 from qwen_retrieval.batching import pack
-from qwen_retrieval.engine.attention import FlashAttention, GroupedAttention, Spans
+from qwen_retrieval.engine.attention import Attention, GroupedAttention, Spans
 from qwen_retrieval.engine.engine import TorchEmbeddingEngine, load_embedding_engine, load_reranking_engine
+from qwen_retrieval.engine.flash_attention import CascadeAttention, DenseAttention, FlashAttention
+from qwen_retrieval.engine.graphs import MAX_INPUTS
+from qwen_retrieval.engine.kernels import fused_kernels
+from qwen_retrieval.engine.staging import upload
 from qwen_retrieval.engine.weights import DecoderConfig
 from qwen_retrieval.loading import read_config
 from qwen_retrieval.types import FloatArray, TokenIds
@@ -52,18 +57,42 @@ def units(rows: FloatArray) -> FloatArray:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
+def random_input(spans: Spans, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator("cuda").manual_seed(0)
+    options = {"generator": generator, "device": "cuda", "dtype": torch.bfloat16}
+    query = torch.randn(sum(map(len, spans.query_rows)), 16, 128, **options)  # type: ignore[call-overload]
+    return query, torch.randn(rows, 2, 8, 128, **options)  # type: ignore[call-overload]
+
+
+def attend(attention: Attention, query: torch.Tensor, key_value: torch.Tensor) -> torch.Tensor:
+    attention.bind(iter(upload(attention.arrays, torch.device("cuda"))))
+    return attention(query, key_value)
+
+
 @pytest.mark.parametrize("last_only", [False, True])
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
 def test_flash_attention_equals_grouped_attention(batch: list[TokenIds], last_only: bool) -> None:
-    packed, device = pack(batch), torch.device("cuda")
+    packed = pack(batch)
     spans = Spans.of_last_tokens(packed) if last_only else Spans.of_segments(packed)
-    generator = torch.Generator(device).manual_seed(0)
-    options = {"generator": generator, "device": device, "dtype": torch.bfloat16}
-    query = torch.randn(sum(map(len, spans.query_rows)), 16, 128, **options)  # type: ignore[call-overload]
-    key, value = torch.randn(2, packed.computed_tokens, 8, 128, **options)  # type: ignore[call-overload]
-    exact = GroupedAttention(spans, device)(query.float(), key.float(), value.float())
-    flash = FlashAttention(spans, device)(query, key, value)
-    assert (flash.float() - exact).abs().max() < 0.02
+    query, key_value = random_input(spans, packed.computed_tokens)
+    exact = GroupedAttention(spans, torch.device("cuda"))(query.float(), key_value.float())
+    assert (attend(FlashAttention(spans), query, key_value).float() - exact).abs().max() < 0.02
+
+
+def test_attention_to_a_prefix_apart_equals_attention_to_its_copies() -> None:
+    packed = pack([ids(0, 300) + ids(i, 20 + i) for i in range(1, 30)])
+    spans = Spans.of_segments(packed)
+    below = spans.part(1, len(spans))
+    query, key_value = random_input(below, packed.computed_tokens)
+    apart, copied = (attend(kind(below), query, key_value) for kind in (CascadeAttention, FlashAttention))
+    assert (apart.float() - copied.float()).abs().max() < 0.02
+
+
+def test_the_dense_kernel_equals_the_flash_kernel() -> None:
+    spans = Spans.of_segments(pack([ids(0, 3000)]))
+    query, key_value = random_input(spans, 3000)
+    dense, flash = (attend(kind(spans), query, key_value) for kind in (DenseAttention, FlashAttention))
+    assert (dense.float() - flash.float()).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
@@ -118,3 +147,27 @@ def test_log_odds_on_cuda_equal_those_on_the_cpu(folder: Path) -> None:
         for device, dtype in (("cpu", "float32"), ("cuda", "auto"))
     )
     assert np.corrcoef(cpu, cuda)[0, 1] > 0.99
+
+
+def test_fused_kernels_compile_and_pass_their_own_check() -> None:
+    assert fused_kernels(torch.device("cuda:0")) is not None
+
+
+def test_small_batches_give_the_same_by_cuda_graphs_as_without(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphed, plain = load(folder, "cuda", "auto"), load(folder, "cuda", "auto")
+    plain._small = None
+    for count in range(1, MAX_INPUTS + 1):
+        batch = [ids(i, 5 * i + 3) for i in range(count)]
+        assert np.abs(units(graphed.embed(batch)) - units(plain.embed(batch))).max() < 0.01
+    assert not caplog.messages
+
+
+def test_threads_that_share_an_engine_get_their_own_rows(folder: Path) -> None:
+    engine = load(folder, "cuda", "auto")
+    batches = [[ids(100 * i + j, 3 + 7 * j) for j in range(1 + i % 12)] for i in range(60)]
+    alone = [engine.embed(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(engine.embed, batches), alone, strict=True):
+            assert np.abs(units(found) - units(expected)).max() < 0.01

@@ -1,17 +1,17 @@
-"""Causal attention over packed sequences, with shared prefixes: one interface, two implementations.
+"""Causal attention over packed sequences, with shared prefixes: one interface, an implementation per kind of device.
 
 A packed batch is a list of *spans*: some query rows that attend to some key rows, causally, with the last query
 aligned to the last key. A span's keys are the rows of its shared prefixes followed by its own rows, so each result
 is exactly that of its whole input computed alone.
 
-- `FlashAttention`: one variable-length flash kernel for all spans (CUDA, half precision).
+- `flash_attention.py`: variable-length flash kernels (CUDA, half precision).
 - `GroupedAttention`: spans of similar shape side by side in torch's own SDPA (everything else). Only attention is
   padded here; every matrix product stays packed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,22 +30,35 @@ GROUP_SCORES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Which rows attend to which: span i has query rows ``query_rows[i]`` and key rows ``key_rows[i]``."""
+    """Which rows attend to which: span i has query rows ``query_rows[i]`` and key rows ``key_rows[i]``.
+
+    The query rows of all spans, one after the other, are the rows of the query tensor. Spans with the same
+    ``prefixes[i]`` begin with the same key rows; -1 stands for those that share none.
+    """
 
     query_rows: list[IndexArray]
     key_rows: list[IndexArray]
+    prefixes: list[int]
 
     @classmethod
     def of_segments(cls, packed: PackedBatch) -> Spans:
         """One span per segment: its own rows attend to its prefixes' rows and to themselves."""
-        return cls(_own_rows(packed), _path_rows(packed))
+        return cls(_own_rows(packed), _path_rows(packed), packed.segments.parents.tolist())
 
     @classmethod
     def of_last_tokens(cls, packed: PackedBatch) -> Spans:
         """One span per input: its last token attends to the whole input."""
         own, paths = _own_rows(packed), _path_rows(packed)
         ends = {int(rows[-1]): i for i, rows in enumerate(own)}
-        return cls([np.array([row]) for row in packed.last], [paths[ends[int(row)]] for row in packed.last])
+        queries = [np.array([row]) for row in packed.last]
+        return cls(queries, [paths[ends[int(row)]] for row in packed.last], [-1] * len(queries))
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    def part(self, start: int, stop: int) -> Spans:
+        """Spans `start` to `stop` - 1, whose queries are a tensor of their own."""
+        return Spans(self.query_rows[start:stop], self.key_rows[start:stop], self.prefixes[start:stop])
 
 
 def _own_rows(packed: PackedBatch) -> list[IndexArray]:
@@ -64,13 +77,19 @@ def _path_rows(packed: PackedBatch) -> list[IndexArray]:
 class Attention(Protocol):
     """Attention of one batch, planned once and used by every layer."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    @property
+    def arrays(self) -> Sequence[IndexArray]:
+        """Integers that it needs on the device, to be copied there together with everything else."""
+
+    def bind(self, tensors: Iterator[Tensor]) -> None:
+        """Take the device's tensors of `arrays`, as many as those are. Comes before the first call."""
+
+    def __call__(self, query: Tensor, key_value: Tensor) -> Tensor:
         """Attend.
 
         Args:
             query: (T_q, heads, head_dim), one row for each query row of the spans, in their order.
-            key: (T, kv_heads, head_dim), rows of the packed batch.
-            value: The same shape as `key`.
+            key_value: (T, 2, kv_heads, head_dim), keys and values of the rows of the packed batch.
 
         Returns:
             (T_q, heads, head_dim).
@@ -79,53 +98,17 @@ class Attention(Protocol):
 
 def plan_attention(spans: Spans, device: torch.device, dtype: torch.dtype) -> Attention:
     """The fastest implementation for this device and dtype."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    if half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        return FlashAttention(spans, device)
+    if supports_flash(device, dtype):
+        from qwen_retrieval.engine.flash_attention import plan_flash_attention
+
+        return plan_flash_attention(spans, dense=torch.cuda.get_device_capability(device) >= (9, 0))
     return GroupedAttention(spans, device)
 
 
-class FlashAttention:
-    """The variable-length flash kernel that ships with torch (CUDA, sm80 or newer, bfloat16 or float16).
-
-    It calls ``aten::_flash_attention_forward`` directly: the public ``torch.nn.attention.varlen`` changed its signature
-    in 2.11 and again in 2.12, the positional part of the operator has been the same since 2.8. Grouped-query attention
-    needs no flag; with unequal query and key lengths the causal mask is aligned to the bottom right.
-    """
-
-    def __init__(self, spans: Spans, device: torch.device) -> None:
-        query_lengths = [len(rows) for rows in spans.query_rows]
-        key_lengths = [len(rows) for rows in spans.key_rows]
-        self._query_bounds = _bounds(query_lengths, device)
-        self._key_bounds = _bounds(key_lengths, device)
-        self._max_query, self._max_key = max(query_lengths), max(key_lengths)
-        rows = np.concatenate(spans.key_rows)
-        in_place = np.array_equal(rows, np.arange(len(rows)))
-        self._key_rows = None if in_place else torch.from_numpy(rows).to(device)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `Attention`."""
-        if self._key_rows is not None:
-            key, value = key[self._key_rows], value[self._key_rows]  # (sum of key lengths, kv_heads, head_dim)
-        out: Tensor = torch.ops.aten._flash_attention_forward(
-            query,
-            key.contiguous(),
-            value.contiguous(),
-            self._query_bounds,
-            self._key_bounds,
-            self._max_query,
-            self._max_key,
-            0.0,  # dropout
-            True,  # causal
-            False,  # return_debug_mask
-            scale=query.shape[-1] ** -0.5,
-        )[0]
-        return out
-
-
-def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Cumulative lengths from 0, int32, as the flash kernel wants them."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+def supports_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's flash kernel computes this."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +127,8 @@ class GroupedAttention:
     Padding stands to the right of every real token, so with a causal mask no real token sees it.
     """
 
+    arrays: Sequence[IndexArray] = ()
+
     def __init__(self, spans: Spans, device: torch.device) -> None:
         query_lengths = np.array([len(rows) for rows in spans.query_rows])
         key_lengths = np.array([len(rows) for rows in spans.key_rows])
@@ -154,11 +139,14 @@ class GroupedAttention:
             _build_group(starts[g], query_lengths[g], [spans.key_rows[i] for i in g], device) for g in groups
         ]
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def bind(self, tensors: Iterator[Tensor]) -> None:
+        """See `Attention.bind`; its indices are there already."""
+
+    def __call__(self, query: Tensor, key_value: Tensor) -> Tensor:
         """See `Attention`."""
-        out = torch.empty_like(query)
+        out = query.new_empty(query.shape)
         for group in self._groups:
-            attended = _attend(group, query, key, value).flatten(0, 1)  # (G * Sq, heads, head_dim)
+            attended = _attend(group, query, key_value).flatten(0, 1)  # (G * Sq, heads, head_dim)
             rows = group.query_index.flatten()
             if group.real is not None:
                 attended, rows = attended[group.real], rows[group.real]
@@ -166,10 +154,10 @@ class GroupedAttention:
         return out
 
 
-def _attend(group: _Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(group: _Group, query: Tensor, key_value: Tensor) -> Tensor:
     """(G, Sq, heads, head_dim) of one group."""
     q = _gather(query, group.query_index)  # (G, heads, Sq, head_dim)
-    k, v = _gather(key, group.key_index), _gather(value, group.key_index)  # (G, kv_heads, Sk, head_dim)
+    k, v = (_gather(x, group.key_index) for x in key_value.unbind(1))  # (G, kv_heads, Sk, head_dim)
     attended = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=group.mask, is_causal=group.mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -6,28 +6,76 @@ pre-norm, grouped-query attention with RMS-normalised queries and keys, rotary p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from qwen_retrieval.batching import IndexArray, PackedBatch
+from qwen_retrieval.batching import PackedBatch
 from qwen_retrieval.engine.attention import Attention, Spans, plan_attention
-from qwen_retrieval.engine.kernels import norm_rotate, rms_norm, rope_table, silu_mul
+from qwen_retrieval.engine.kernels import Kernels, Rope, choose_kernels, rope_table
 from qwen_retrieval.engine.matrices import cast, linear
+from qwen_retrieval.engine.staging import upload
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
 
 MLP_CHUNK = 1024
 """Rows of the MLP computed at a time on the CPU, so that its wide intermediate stays in the cache."""
 
+SHORTEST_ROPE_TABLE = 1024
+"""Positions that are tabulated at first; longer inputs make the table longer."""
+
+AttentionPlanner = Callable[[Spans, torch.device, torch.dtype], Attention]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedBatch:
+    """A packed batch on the device, with everything that all layers share.
+
+    Attributes:
+        token_ids: (T,) integers.
+        positions: (T,) integers, all below `longest`.
+        last: (n,) integers, the row of each input's last token.
+        longest: Positions that must be tabulated.
+        attention: Of all tokens.
+        last_attention: Of the last tokens.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    last: Tensor
+    longest: int
+    attention: Attention
+    last_attention: Attention
+
 
 class Decoder:
-    """A Qwen3 decoder that maps packed token ids to the hidden states of the inputs' last tokens."""
+    """A Qwen3 decoder that maps packed token ids to the hidden states of the inputs' last tokens.
 
-    def __init__(self, weights: DecoderWeights, config: DecoderConfig, device: torch.device) -> None:
+    Args:
+        weights: On `device`.
+        config: The shape.
+        device: Where to compute.
+        kernels: The elementwise operations; by default the fastest for the device.
+        plan: What plans attention; by default what is fastest on the device.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        config: DecoderConfig,
+        device: torch.device,
+        *,
+        kernels: Kernels | None = None,
+        plan: AttentionPlanner = plan_attention,
+    ) -> None:
         self.weights = weights
         self.config = config
         self.device = device
+        self._kernels = kernels or choose_kernels(device)
+        self._plan = plan
+        self._rope_table: tuple[Tensor, Tensor] | None = None
 
-    @torch.inference_mode()
     def last_hidden_states(self, packed: PackedBatch, dtype: torch.dtype) -> Tensor:
         """The hidden state of each input's last token, after the final norm.
 
@@ -39,66 +87,90 @@ class Decoder:
         Returns:
             (n, hidden) in `dtype`, in input order.
         """
-        positions = self._index(packed.positions)
-        last = self._index(packed.last)
-        rope_dtype = torch.float32 if self.device.type == "cpu" else dtype
-        table = rope_table(positions, self.config.head_dim, self.config.rope_theta, rope_dtype)
-        last_table = (table[0][last], table[1][last])
-        hidden = self.weights.embedding[self._index(packed.token_ids)].to(dtype)  # (T, hidden)
-        attention = plan_attention(Spans.of_segments(packed), self.device, dtype)
-        for layer in self.weights.layers[:-1]:
-            hidden = self._layer(layer, hidden, table, attention)
-        attention = plan_attention(Spans.of_last_tokens(packed), self.device, dtype)
-        hidden = self._last_layer(self.weights.layers[-1], hidden, last, table, last_table, attention)
-        return rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)  # (n, hidden)
+        return self.forward(self.stage(packed, dtype), dtype)
 
-    def _index(self, array: IndexArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    @torch.inference_mode()
+    def stage(self, packed: PackedBatch, dtype: torch.dtype) -> StagedBatch:
+        """Plan a batch and copy it to the device."""
+        attention = self._plan(Spans.of_segments(packed), self.device, dtype)
+        last_attention = self._plan(Spans.of_last_tokens(packed), self.device, dtype)
+        arrays = [packed.token_ids, packed.positions, packed.last, *attention.arrays, *last_attention.arrays]
+        token_ids, positions, last, *rest = upload(arrays, self.device)
+        tensors = iter(rest)
+        attention.bind(tensors)
+        last_attention.bind(tensors)
+        longest = int(packed.positions.max(initial=0)) + 1
+        return StagedBatch(token_ids, positions, last, longest, attention, last_attention)
 
-    def _layer(self, layer: LayerWeights, hidden: Tensor, table: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+    @torch.inference_mode()
+    def forward(self, batch: StagedBatch, dtype: torch.dtype) -> Tensor:
+        """What `last_hidden_states` returns, of a batch on the device. Nothing in here waits for the device."""
+        weights, eps = self.weights, self.config.rms_norm_eps
+        rope = Rope(self._rope(batch.longest), batch.positions)
+        hidden = weights.embedding.index_select(0, batch.token_ids).to(dtype)  # (T, hidden), the residual stream
+        delta = None  # what is still to be added to it
+        for layer in weights.layers[:-1]:
+            delta = self._layer(layer, hidden, delta, rope, batch.attention)
+        hidden, delta = self._last_layer(weights.layers[-1], hidden, delta, batch, rope)
+        return self._kernels.add_rms_norm(hidden, delta, weights.norm, eps)  # (n, hidden)
+
+    def _rope(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least `length` positions."""
+        if self._rope_table is None or len(self._rope_table[0]) < length:
+            size = max(SHORTEST_ROPE_TABLE, 1 << (length - 1).bit_length())
+            self._rope_table = rope_table(size, self.config.head_dim, self.config.rope_theta, self.device)
+        return self._rope_table
+
+    def _layer(
+        self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, rope: Rope, attention: Attention
+    ) -> Tensor | None:
+        """One layer: changes `hidden` in place, returns what is still to be added to it."""
         config = self.config
-        x = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-        qkv = linear(x, layer.qkv)  # (T, query_size + 2 key_size)
-        query, key, value = torch.split(qkv, [config.query_size, config.key_size, config.key_size], dim=-1)
-        attended = attention(
-            self._heads(query, layer.query_norm, table), self._heads(key, layer.key_norm, table), self._split(value)
-        )
-        hidden = hidden + linear(attended.flatten(1), layer.output)
-        return self._mlp(layer, hidden)
+        x = self._kernels.add_rms_norm(hidden, delta, layer.input_norm, config.rms_norm_eps)
+        heads = self._split(linear(x, layer.qkv))  # (T, num_heads + 2 num_kv_heads, head_dim)
+        query_key = heads[:, : -config.num_kv_heads]
+        self._kernels.norm_rotate(query_key, layer.head_norms, rope, config.rms_norm_eps)
+        query, key_value = torch.split(heads, [config.num_heads, 2 * config.num_kv_heads], dim=1)
+        attended = attention(query, self._pair(key_value))  # (T, num_heads, head_dim)
+        return self._mlp(layer, hidden, linear(attended.flatten(1), layer.output))
 
     def _last_layer(
-        self,
-        layer: LayerWeights,
-        hidden: Tensor,
-        last: Tensor,
-        table: tuple[Tensor, Tensor],
-        last_table: tuple[Tensor, Tensor],
-        attention: Attention,
-    ) -> Tensor:
-        """The last layer for the last tokens only; keys and values are needed of all tokens."""
+        self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, batch: StagedBatch, rope: Rope
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last layer for the last tokens only; keys and values are needed of all tokens.
+
+        Returns:
+            (n, hidden) of the residual stream, and what is still to be added to it.
+        """
         config = self.config
-        x = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
-        key, value = linear(x, layer.qkv[config.query_size :]).chunk(2, dim=-1)  # (T, key_size) each
-        query = linear(x[last], layer.qkv[: config.query_size])  # (n, query_size)
-        attended = attention(
-            self._heads(query, layer.query_norm, last_table),
-            self._heads(key, layer.key_norm, table),
-            self._split(value),
-        )
-        return self._mlp(layer, hidden[last] + linear(attended.flatten(1), layer.output))
+        x = self._kernels.add_rms_norm(hidden, delta, layer.input_norm, config.rms_norm_eps)
+        query_norms, key_norms = torch.split(layer.head_norms, [config.num_heads, config.num_kv_heads])
+        key_value = self._pair(self._split(linear(x, layer.qkv[config.query_size :])))
+        self._kernels.norm_rotate(key_value[:, 0], key_norms, rope, config.rms_norm_eps)
+        query = self._split(linear(x.index_select(0, batch.last), layer.qkv[: config.query_size]))
+        self._kernels.norm_rotate(query, query_norms, rope.at(batch.last), config.rms_norm_eps)
+        attended = batch.last_attention(query, key_value)  # (n, num_heads, head_dim)
+        residual = hidden.index_select(0, batch.last)
+        return residual, self._mlp(layer, residual, linear(attended.flatten(1), layer.output))
 
     def _split(self, x: Tensor) -> Tensor:
         """(T, heads * head_dim) -> (T, heads, head_dim)."""
         return x.view(len(x), -1, self.config.head_dim)
 
-    def _heads(self, x: Tensor, norm: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries or keys split into heads, normalised per head, rotated: (T, heads, head_dim). May overwrite `x`."""
-        return norm_rotate(self._split(x), norm, table, self.config.rms_norm_eps)
+    def _pair(self, x: Tensor) -> Tensor:
+        """(T, 2 num_kv_heads, head_dim) -> (T, 2, num_kv_heads, head_dim), keys and values."""
+        return x.view(len(x), 2, self.config.num_kv_heads, self.config.head_dim)
 
-    def _mlp(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
-        rows = MLP_CHUNK if self.device.type == "cpu" else max(1, len(hidden))
+    def _mlp(self, layer: LayerWeights, hidden: Tensor, delta: Tensor) -> Tensor | None:
+        """Adds `delta` to `hidden`; the MLP's own part is returned, to be added, or added already (None)."""
         gate_up, down = cast(layer.gate_up, hidden.dtype), cast(layer.down, hidden.dtype)  # once for all chunks
-        for chunk in torch.split(hidden, rows):
-            x = rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
-            chunk += linear(silu_mul(linear(x, gate_up)), down)  # in place: `hidden` is ours
-        return hidden
+
+        def compute(rows: Tensor, added: Tensor) -> Tensor:
+            x = self._kernels.add_rms_norm(rows, added, layer.mlp_norm, self.config.rms_norm_eps)
+            return linear(self._kernels.silu_mul(linear(x, gate_up)), down)
+
+        if self.device.type != "cpu":
+            return compute(hidden, delta)
+        for rows, added in zip(torch.split(hidden, MLP_CHUNK), torch.split(delta, MLP_CHUNK), strict=True):
+            rows += compute(rows, added)
+        return None

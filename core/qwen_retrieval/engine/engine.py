@@ -6,25 +6,40 @@ recomputed in float32; if that does not help, an error names them.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwen_retrieval.batching import pack
+from qwen_retrieval.engine.attention import supports_flash
 from qwen_retrieval.engine.decoder import Decoder
+from qwen_retrieval.engine.graphs import GraphedPasses
 from qwen_retrieval.engine.matrices import pack_layers
+from qwen_retrieval.engine.staging import Download
 from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, load_decoder, load_head_rows
 from qwen_retrieval.errors import CorruptCheckpointError, NonFiniteError, OutOfMemoryError
 from qwen_retrieval.types import FloatArray, TokenIds
+
+Result = TypeVar("Result")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 GPU_BATCH_TOKENS = 16_384
 """Default token budget of a batch on a GPU: enough to fill an H100, as in TEI and vLLM."""
+
+MIN_BATCH_TOKENS = 512
+"""Budget on a device whose memory is nearly full; a batch that does not fit even so is halved."""
+
+MEMORY_SHARE = 0.5
+"""Part of the free memory that a batch may take: other programs, and fragments, take theirs."""
 
 CPU_BATCH_TOKENS = 4_096
 """Default token budget on a CPU: matrix products are as fast as they get, and progress stays visible."""
@@ -106,51 +121,76 @@ class WorkCounters:
 class PackedEngine:
     """The part that embedding and reranking share: packing, memory, finite results.
 
+    Safe to use from several threads. While one waits for its rows, the next may already give the device work.
+
     Args:
         decoder: The loaded decoder.
         dtype: What to compute in.
+        small: Passes of small batches, where they have a faster way.
     """
 
-    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, dtype: torch.dtype, small: GraphedPasses | None = None) -> None:
         self.decoder = decoder
         self.dtype = dtype
         self.counters = WorkCounters()
+        self._small = small
+        self._launching = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.device
 
-    def hidden_states(self, batch: list[TokenIds]) -> Tensor:
-        """The hidden state of each input's last token: (n, hidden) float32, finite, in input order.
+    def _compute(self, batch: list[TokenIds]) -> FloatArray:
+        """The batch's rows: (n, …) float32, finite, in input order.
 
         Raises:
             NonFiniteError: Rows are NaN or infinite in float32 too.
             OutOfMemoryError: One single input does not fit.
         """
-        hidden = self._forward(batch, self.dtype)
-        bad = torch.nonzero(~hidden.isfinite().all(dim=1)).flatten().tolist()
+        rows = self._rows(batch, self.dtype)
+        bad = _non_finite(rows)
         if bad and self.dtype != torch.float32:
-            hidden[bad] = self._forward([batch[i] for i in bad], torch.float32)
-            bad = torch.nonzero(~hidden.isfinite().all(dim=1)).flatten().tolist()
+            rows = rows.copy()
+            rows[bad] = self._rows([batch[i] for i in bad], torch.float32)
+            bad = _non_finite(rows)
         if bad:
             raise NonFiniteError(tuple(bad))
-        return hidden
+        return rows
 
-    def _forward(self, batch: list[TokenIds], dtype: torch.dtype) -> Tensor:
+    def _rows(self, batch: list[TokenIds], dtype: torch.dtype) -> FloatArray:
         """One pass, or several smaller ones if the device's memory is too small."""
-        return torch.cat(halve_on_out_of_memory(batch, lambda part: self._pass(part, dtype)))
+        parts = halve_on_out_of_memory(batch, lambda part: self._pass(part, dtype))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _pass(self, batch: list[TokenIds], dtype: torch.dtype) -> Tensor:
-        packed = pack(batch)
-        hidden = self.decoder.last_hidden_states(packed, dtype).float()  # (n, hidden)
-        self.counters.forward_passes += 1
-        self.counters.tokens += packed.tokens
-        self.counters.computed_tokens += packed.computed_tokens
+    def _pass(self, batch: list[TokenIds], dtype: torch.dtype) -> FloatArray:
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with self._launching, on_device:  # what is launched within is computed in this order
+            hidden = self._small.last_hidden_states(batch) if self._small and dtype == self.dtype else None
+            if hidden is None:
+                packed = pack(batch)
+                computed = packed.computed_tokens
+                hidden = self.decoder.last_hidden_states(packed, dtype)  # (n, hidden)
+            else:
+                computed = sum(map(len, batch))
+            download = Download(self._finish(hidden.float()))
+            self.counters.forward_passes += 1
+            self.counters.tokens += sum(map(len, batch))
+            self.counters.computed_tokens += computed
+        return download.wait()
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        """What is asked for, made of the last tokens' hidden states: (n, hidden) float32 -> (n, …) float32."""
         return hidden
 
 
-def halve_on_out_of_memory(batch: list[TokenIds], run: Callable[[list[TokenIds]], Tensor]) -> list[Tensor]:
+def _non_finite(rows: FloatArray) -> list[int]:
+    """Which rows hold NaN or infinity."""
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    return np.flatnonzero(~finite).tolist()
+
+
+def halve_on_out_of_memory(batch: list[TokenIds], run: Callable[[list[TokenIds]], Result]) -> list[Result]:
     """Results of `run` on `batch`, in order, in as few parts as the memory allows.
 
     Raises:
@@ -177,7 +217,7 @@ class TorchEmbeddingEngine(PackedEngine):
 
     def embed(self, batch: list[TokenIds]) -> FloatArray:
         """See `EmbeddingEngine.embed`."""
-        return self.hidden_states(batch).cpu().numpy()
+        return self._compute(batch)
 
 
 class TorchRerankingEngine(PackedEngine):
@@ -187,10 +227,13 @@ class TorchRerankingEngine(PackedEngine):
         decoder: The loaded decoder.
         dtype: What to compute in.
         yes_no: (2, hidden) float32, the head's rows of "yes" and "no".
+        small: See `PackedEngine`.
     """
 
-    def __init__(self, decoder: Decoder, dtype: torch.dtype, yes_no: Tensor) -> None:
-        super().__init__(decoder, dtype)
+    def __init__(
+        self, decoder: Decoder, dtype: torch.dtype, yes_no: Tensor, small: GraphedPasses | None = None
+    ) -> None:
+        super().__init__(decoder, dtype, small)
         # sigmoid(yes - no) is the softmax over the two. The difference is taken of the rows, in float32: taken of two
         # bfloat16 logits near 16 it would come in steps of 0.125.
         self._direction = yes_no[0] - yes_no[1]  # (hidden,)
@@ -199,15 +242,19 @@ class TorchRerankingEngine(PackedEngine):
 
     def score(self, batch: list[TokenIds]) -> FloatArray:
         """See `RerankingEngine.score`."""
-        return (self.hidden_states(batch) @ self._direction).cpu().numpy()
+        return self._compute(batch)
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        return hidden @ self._direction  # (n,)
 
 
 def load_embedding_engine(folder: Path, config: DecoderConfig, device: str, dtype: str) -> TorchEmbeddingEngine:
     """Load the decoder in `folder`; see `resolve_device` and `resolve_dtype`."""
     place, stored = _resolve(device, dtype)
+    computed = compute_dtype(stored, place)
     with Checkpoint(folder) as checkpoint:
         decoder = _load(checkpoint, config, place, stored)
-    return TorchEmbeddingEngine(decoder, compute_dtype(stored, place))
+    return TorchEmbeddingEngine(decoder, computed, _small_passes(decoder, computed))
 
 
 def load_reranking_engine(
@@ -215,10 +262,11 @@ def load_reranking_engine(
 ) -> TorchRerankingEngine:
     """Load the decoder and the two rows of the head in `folder`; see `resolve_device` and `resolve_dtype`."""
     place, stored = _resolve(device, dtype)
+    computed = compute_dtype(stored, place)
     with Checkpoint(folder) as checkpoint:
         decoder = _load(checkpoint, config, place, stored)
         yes_no = load_head_rows(checkpoint, config, [yes_id, no_id], place)
-    return TorchRerankingEngine(decoder, compute_dtype(stored, place), yes_no)
+    return TorchRerankingEngine(decoder, computed, yes_no, _small_passes(decoder, computed))
 
 
 def _resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -233,6 +281,31 @@ def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, s
     return Decoder(weights, config, device)
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """The token budget of a batch where the user sets none."""
-    return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+def _small_passes(decoder: Decoder, dtype: torch.dtype) -> GraphedPasses | None:
+    """CUDA graphs, where the flash kernel computes: its bounds are data, so that one graph serves any small batch."""
+    flash = decoder.device.type == "cuda" and supports_flash(decoder.device, dtype)
+    return GraphedPasses(decoder, dtype) if flash else None
+
+
+def default_batch_tokens(device: torch.device, config: DecoderConfig) -> int:
+    """The token budget of a batch where the user sets none: what suits the device, and fits into its free memory."""
+    if device.type == "cpu":
+        return CPU_BATCH_TOKENS
+    if device.type != "cuda":
+        return GPU_BATCH_TOKENS
+    return batch_tokens_within(torch.cuda.mem_get_info(device)[0], config)
+
+
+def batch_tokens_within(free: int, config: DecoderConfig) -> int:
+    """The token budget of a batch on a GPU with `free` bytes of memory left."""
+    return max(MIN_BATCH_TOKENS, min(GPU_BATCH_TOKENS, int(free * MEMORY_SHARE) // activation_bytes(config)))
+
+
+def activation_bytes(config: DecoderConfig) -> int:
+    """Bytes that a token of a batch takes on its way through a layer in half precision, at most.
+
+    Residual stream, what is to be added to it and its norm; queries, keys and values, and a copy of keys and values
+    behind a shared prefix as long as the input; attention's result; the gate, the up and their product.
+    """
+    values = 3 * config.hidden_size + 2 * config.query_size + 4 * config.key_size + 3 * config.intermediate_size
+    return 2 * values

@@ -107,8 +107,7 @@ class LayerWeights:
 
     input_norm: Tensor  # (hidden,)
     qkv: Tensor  # (query_size + 2 key_size, hidden)
-    query_norm: Tensor  # (head_dim,)
-    key_norm: Tensor  # (head_dim,)
+    head_norms: Tensor  # (num_heads + num_kv_heads, head_dim), of each query head and then of each key head
     output: Tensor  # (hidden, query_size)
     mlp_norm: Tensor  # (hidden,)
     gate_up: Tensor  # (2 intermediate, hidden)
@@ -237,8 +236,12 @@ def _load_layer(
             ("self_attn.k_proj", (key, hidden)),
             ("self_attn.v_proj", (key, hidden)),
         ),
-        query_norm=read(("self_attn.q_norm", (config.head_dim,))),
-        key_norm=read(("self_attn.k_norm", (config.head_dim,))),
+        head_norms=torch.cat(
+            [
+                read(("self_attn.q_norm", (config.head_dim,))).expand(config.num_heads, -1),
+                read(("self_attn.k_norm", (config.head_dim,))).expand(config.num_kv_heads, -1),
+            ]
+        ),
         output=read(("self_attn.o_proj", (hidden, query))),
         mlp_norm=read(("post_attention_layernorm", (hidden,))),
         gate_up=read(("mlp.gate_proj", (ffn, hidden)), ("mlp.up_proj", (ffn, hidden))),
