@@ -153,9 +153,7 @@ def test_fused_kernels_compile_and_pass_their_own_check() -> None:
     assert fused_kernels(torch.device("cuda:0")) is not None
 
 
-def test_small_batches_give_the_same_by_cuda_graphs_as_without(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_small_batches_give_the_same_by_cuda_graphs_as_without(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     graphed, plain = load(folder, "cuda", "auto"), load(folder, "cuda", "auto")
     plain._small = None
     for count in range(1, MAX_INPUTS + 1):
