@@ -142,13 +142,22 @@ class Model:
         unique, inverse = dedupe(inputs)
         call = _Call(finish, self._progress(len(unique)))
         try:
-            chunk = min(CHUNK, self.batch_size or CHUNK)
+            devices = self._worker.devices
+            # With `batch_size` all devices get their rows by one request: two of them could share a batch.
+            rows = min(CHUNK, self.batch_size) if self.batch_size else None
+            chunk = CHUNK if rows is None else rows * devices
+            bulk = len(unique) > chunk
+            ahead = 0 if rows else 2 * self.max_batch_tokens * devices
+            chunks_ahead = 0 if rows else 1
             for start in range(0, len(unique), chunk):
                 encoded: list[Encoded] = yield partial(encode, unique[start : start + chunk])
                 ids = call.note(encoded)
-                call.pending.append(self._worker.submit(ids, max_batch_tokens=self.max_batch_tokens))
-                # Two batches ahead keep the device busy and bound the memory; chunks ahead could share a batch.
-                while call.tokens_ahead > (0 if self.batch_size else 2 * self.max_batch_tokens):
+                request = self._worker.submit(
+                    ids, max_batch_tokens=self.max_batch_tokens, max_batch_rows=rows, bulk=bulk
+                )
+                call.pending.append(request)
+                # Two batches or a chunk ahead keep a device busy and bound the memory; chunks may share a batch.
+                while call.tokens_ahead > ahead and len(call.pending) > chunks_ahead:
                     call.collect((yield call.pending[0]))
             while call.pending:
                 call.collect((yield call.pending[0]))

@@ -196,7 +196,7 @@ def test_scores_are_a_flat_array() -> None:
 def test_a_job_larger_than_the_sorting_window_is_complete(
     worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen_retrieval.worker._SORTED_AT_ONCE", 7)
+    monkeypatch.setattr("qwen_retrieval.schedule._SORTED_AT_ONCE", 7)
     job = [[index % 5, index] for index in range(100)]
     np.testing.assert_array_equal(get(worker.submit(job, max_batch_tokens=20)), rows_of(job))
     assert sorted(engine.inputs) == sorted(job)
@@ -211,16 +211,91 @@ def test_an_input_longer_than_the_budget_is_computed_alone(worker: Worker, engin
 # --- fairness
 
 
-def test_a_query_does_not_wait_for_a_large_job(worker: Worker, engine: FakeEngine) -> None:
-    job, query = [[index] * 10 for index in range(500)], [1_000, 1_001]
-    with held_up(worker, engine):
-        documents = worker.submit(job, max_batch_tokens=100)
-        answer = worker.submit([query], max_batch_tokens=100)
-    get(answer)
+def test_a_query_that_comes_during_a_large_job_is_computed_in_the_next_batch(
+    worker: Worker, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    documents = worker.submit([[index] * 10 for index in range(500)], max_batch_tokens=100)
+    assert engine.entered.wait(PATIENCE)  # the job's first batch is running
+    queries = [worker.submit([[1_000 + index]], max_batch_tokens=100) for index in range(3)]
+    engine.gate.set()
     get(documents)
-    assert query in engine.batches[1]
-    assert len(engine.batches[1]) == 1 + 9, "the query took room that it did not need"
-    assert len(engine.batches) == 1 + 51
+    assert [len(get(query)) for query in queries] == [1, 1, 1]
+    assert engine.batches[1] == [[1_000], [1_001], [1_002]], "nothing of the job must be in it"
+    assert [len(batch) for batch in engine.batches] == [10, 3, *[10] * 49]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_a_large_job_has_every_second_batch_while_queries_stream(arrivals: list[int]) -> None:
+    """However many queries come during each batch: of two batches in a row the job has one, and so has a query."""
+    numbers = iter(range(1_000, 2_000))
+    asked: list[tuple[int, TokenIds, Future[FloatArray]]] = []  # with how many batches had begun
+
+    engine = FakeEngine()
+    worker = Worker(engine.run, name="test")
+
+    def compute(batch: list[TokenIds]) -> FloatArray:
+        for number in [next(numbers) for _ in range(arrivals.pop())] if arrivals else []:
+            asked.append((len(engine.batches), [number], worker.submit([[number]], max_batch_tokens=80)))
+        return rows_of(batch)
+
+    engine.compute = compute
+    with held_up(worker, engine):
+        job = worker.submit([[index] * 20 for index in range(100)], max_batch_tokens=80)
+    get(job)
+    for begun, query, future in asked:
+        get(future)
+        assert any(query in batch for batch in engine.batches[begun : begun + 2])
+    worker.close()
+    jobs = [batch[0][0] < 1_000 for batch in engine.batches[1:]]
+    last = max(number for number, is_job in enumerate(jobs) if is_job)
+    assert all(jobs[number] or jobs[number + 1] for number in range(last))
+
+
+def test_an_overtaken_job_does_not_hold_a_grudge(worker: Worker, engine: FakeEngine) -> None:
+    """Queries that nobody waited behind leave no claim to go first."""
+    for _ in range(3):
+        get(worker.submit([[1_000]], max_batch_tokens=100))
+    with held_up(worker, engine):
+        documents = worker.submit([[index] * 10 for index in range(20)], max_batch_tokens=100)
+        answer = worker.submit([[1_001]], max_batch_tokens=100)
+    get(documents)
+    get(answer)
+    assert engine.batches[4:] == [[[1_001]], *([[i] * 10 for i in range(n, n + 10)] for n in (0, 10))]
+
+
+def test_few_inputs_of_a_larger_job_do_not_overtake(worker: Worker, engine: FakeEngine) -> None:
+    with held_up(worker, engine):
+        first = worker.submit([[index] * 10 for index in range(20)], max_batch_tokens=100)
+        chunk = worker.submit([[1_000]], max_batch_tokens=100, bulk=True)
+        query = worker.submit([[1_001]], max_batch_tokens=100)
+    for future in (first, chunk, query):
+        get(future)
+    assert engine.batches[1] == [[1_001]]
+    assert len(engine.batches[2]) == 10
+    assert [1_000] in engine.batches[2]
+
+
+@pytest.mark.parametrize(("tokens", "overtakes"), [(12, True), (13, False)])
+def test_small_is_what_fits_eight_times_into_a_batch(
+    worker: Worker, engine: FakeEngine, tokens: int, overtakes: bool
+) -> None:
+    with held_up(worker, engine):
+        documents = worker.submit([[index] * 10 for index in range(20)], max_batch_tokens=100)
+        answer = worker.submit([[1_000] * tokens], max_batch_tokens=100)
+    get(documents)
+    get(answer)
+    assert ([1_000] * tokens in engine.batches[1]) is True
+    assert (len(engine.batches[1]) == 1) is overtakes
+
+
+def test_a_batch_holds_no_more_rows_of_a_request_than_it_allows(worker: Worker, engine: FakeEngine) -> None:
+    with held_up(worker, engine):
+        few = worker.submit([[index] for index in range(7)], max_batch_tokens=100, max_batch_rows=3, bulk=True)
+        many = worker.submit([[100 + index] for index in range(7)], max_batch_tokens=100, bulk=True)
+    np.testing.assert_array_equal(get(few), rows_of([[index] for index in range(7)]))
+    get(many)
+    assert [sum(ids[0] < 100 for ids in batch) for batch in engine.batches[1:]] == [3, 3, 1]
 
 
 def test_two_large_jobs_go_on_side_by_side(worker: Worker, engine: FakeEngine) -> None:
@@ -372,6 +447,8 @@ def test_requests_that_make_no_sense_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         worker.submit(inputs, max_batch_tokens=max_batch_tokens)
+    with pytest.raises(ValueError, match="max_batch_rows must be at least 1, but got 0"):
+        worker.submit([[1]], max_batch_tokens=1, max_batch_rows=0)
     assert threads() == []
 
 
