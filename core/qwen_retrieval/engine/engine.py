@@ -41,8 +41,9 @@ MIN_BATCH_TOKENS = 512
 MEMORY_SHARE = 0.5
 """Part of the free memory that a batch may take: other programs, and fragments, take theirs."""
 
-CPU_BATCH_TOKENS = 4_096
-"""Default token budget on a CPU: matrix products are as fast as they get, and progress stays visible."""
+CPU_BATCH_TOKENS = 2_048
+"""Default token budget on a CPU: as fast as 4,096, and whoever comes during a batch waits half as long. 1,024 costs 5 %
+where documents share a prefix."""
 
 
 def resolve_device(device: str) -> torch.device:
