@@ -29,9 +29,10 @@ from qwen_retrieval.specs import (
     resolve_model,
 )
 from qwen_retrieval.templates import EmbeddingTemplate, RerankingTemplate
+from qwen_retrieval.threads import CPU_TURNS, threads_to_use
 from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.types import FloatArray, TokenIds
-from qwen_retrieval.worker import Worker
+from qwen_retrieval.worker import Run, Worker
 
 if TYPE_CHECKING:
     from qwen_retrieval.engine.engine import PackedEngine as _TorchEngine
@@ -144,7 +145,9 @@ def _acquire(config: LoadConfig, read: Callable[[LoadConfig], LoadedModel[Any]])
                 continue  # its last user left while we waited
             entry.users += 1
             try:
-                entry.model = entry.model or (_read_on_new_thread(read, config) if _forked else read(config))
+                if entry.model is None:
+                    _limit_threads(config.device)
+                    entry.model = _read_on_new_thread(read, config) if _forked else read(config)
             except BaseException:
                 entry.users -= 1
                 _cache.pop(config, None)
@@ -205,6 +208,22 @@ def _normalise(config: LoadConfig) -> LoadConfig:
     )
 
 
+def _limit_threads(device: str) -> None:
+    """Let torch use the cores that this process may really use, if it is the CPU that computes.
+
+    That is a setting of the process: it holds for this thread and for all that use torch for the first time later, our
+    own among them (ATen/ParallelOpenMP.cpp). It is only ever lowered, and never where the user has chosen it.
+    """
+    import torch
+
+    if torch.device(device).type != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return
+    current = torch.get_num_threads()
+    threads = threads_to_use(current, environment=os.environ, cpus=os.sched_getaffinity(0))
+    if threads < current:
+        torch.set_num_threads(threads)
+
+
 def _read_embedding(config: LoadConfig) -> LoadedModel[EmbeddingSpec]:
     from qwen_retrieval.engine import engine as torch_engine
 
@@ -217,7 +236,7 @@ def _read_embedding(config: LoadConfig) -> LoadedModel[EmbeddingSpec]:
     engine = torch_engine.load_embedding_engine(folder, shape, config.device, config.dtype)
     template = EmbeddingTemplate(tokenizer, spec)
     _check_outputs(engine.embed, [e.ids for e in template.encode_documents(["", "Water boils at 100 degrees."])])
-    return _loaded(engine, Worker(engine.embed, name=config.model), tokenizer, spec, config.revision)
+    return _loaded(engine, engine.embed, tokenizer, spec, config)
 
 
 def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
@@ -233,20 +252,20 @@ def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
     question, answers = "When does water boil?", ["Water boils at 100 degrees.", "Cats sleep most of the day."]
     pairs = template.encode_pairs([question] * 2, answers, spec.family.default_instruction)
     _check_outputs(engine.score, [e.ids for e in pairs])
-    return _loaded(engine, Worker(engine.score, name=config.model), tokenizer, spec, config.revision)
+    return _loaded(engine, engine.score, tokenizer, spec, config)
 
 
 def _loaded(
-    engine: _TorchEngine, worker: Worker, tokenizer: HubTokenizer, spec: Spec, revision: str | None
+    engine: _TorchEngine, run: Run, tokenizer: HubTokenizer, spec: Spec, config: LoadConfig
 ) -> LoadedModel[Spec]:
     from qwen_retrieval.engine.engine import default_batch_tokens
 
     return LoadedModel(
         engine=engine,
-        worker=worker,
+        worker=Worker(run, name=config.model, turns=CPU_TURNS if engine.device.type == "cpu" else None),
         tokenizer=tokenizer,
         spec=spec,
-        revision=revision,
+        revision=config.revision,
         device=str(engine.device),
         dtype=str(engine.dtype).removeprefix("torch."),
         max_batch_tokens=default_batch_tokens(engine.device, engine.decoder.config),

@@ -14,7 +14,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from qwen_retrieval.batching import dedupe
 from qwen_retrieval.errors import ModelClosedError, ModelError, NonFiniteError
 from qwen_retrieval.schedule import Batch, Request, Schedule
+from qwen_retrieval.threads import Turns
 from qwen_retrieval.types import FloatArray, TokenIds
 
 Run = Callable[[list[TokenIds]], FloatArray]
@@ -38,13 +40,14 @@ class Worker:
         runs: One engine per device, at least one; all of the same model, because any of them may compute any row. Each
             is called by one thread only, with no input twice in a call.
         name: What the threads are called in debuggers and profilers.
+        turns: Taken for each call of an engine, by all workers that share a processor; None for devices of their own.
     """
 
-    def __init__(self, *runs: Run, name: str) -> None:
+    def __init__(self, *runs: Run, name: str, turns: Turns | None = None) -> None:
         if not runs:
             raise ValueError("a worker needs at least one engine, but got none")
         self.devices = len(runs)
-        self._queue = _Queue(runs, name)
+        self._queue = _Queue(runs, name, turns)
         self._stop = weakref.finalize(self, _stop, self._queue, weakref.ref(self))
 
     @property
@@ -100,19 +103,37 @@ class Worker:
         self._queue.join()  # a second caller too returns only when the threads are gone
 
 
+_Rows = dict[Request, list[int]]
+"""Positions in the inputs of each request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """What became of a batch of rows, u of them distinct.
+
+    Attributes:
+        outcome: (u, ...) float32, or what the engine raised.
+        inverse: (rows,) positions in what the engine was given.
+    """
+
+    outcome: FloatArray | BaseException
+    inverse: npt.NDArray[np.intp]
+
+
 class _Queue:
     """Requests and the threads that serve them. Apart from waiting requests nothing here refers to the worker."""
 
-    def __init__(self, runs: tuple[Run, ...], name: str) -> None:
+    def __init__(self, runs: tuple[Run, ...], name: str, turns: Turns | None) -> None:
         self.batches = 0
         self.rows = 0
         self._runs = runs
         self._name = name
+        self._turns = turns
         self._process = os.getpid()
         self._threads: list[threading.Thread | None] = [None] * len(runs)
         self._closed = False
-        # Reentrant, as Condition makes it: the garbage collector may call `stop` in a thread that holds it. So `stop`
-        # takes no other lock of ours.
+        # Reentrant, as Condition makes it, and so is that of the turns: the garbage collector may call `stop` in a
+        # thread that holds it. So `stop` takes no other lock of ours.
         self._changed = threading.Condition()
         self._arrived: deque[Request] = deque()  # filled by callers, emptied by the threads
         self._taking = threading.Lock()  # whoever holds it has the schedule; callers do not wait for that
@@ -151,6 +172,8 @@ class _Queue:
             self._closed = True
             self._runs = ()  # lets go of the engines and their memory, as each thread does at its end
             self._changed.notify_all()  # an interrupted waiter may swallow a single wake-up
+        if self._turns is not None:
+            self._turns.look()
 
     def join(self) -> None:
         """Wait for the threads to end, unless this is one of them: two of them would wait for each other."""
@@ -163,7 +186,7 @@ class _Queue:
     def _serve(self, run: Run) -> None:
         while self._wait():
             self._step(run)
-        self._fail(ModelClosedError("this model was closed before the request was complete"))
+        self._fail(_closed_too_early())
 
     def _wait(self) -> bool:
         """Sleep until there may be something to do; False if that is to end."""
@@ -171,15 +194,22 @@ class _Queue:
             self._changed.wait_for(lambda: self._closed or self._arrived or self._schedule)
             return not self._closed
 
+    def _turn(self) -> AbstractContextManager[bool]:
+        """Inside, this thread may compute; unless it is told that the worker was closed while it waited."""
+        return nullcontext(True) if self._turns is None else self._turns.turn(lambda: self._closed)
+
     def _step(self, run: Run) -> None:
         """Compute one batch, if another thread has not taken what there was."""
         batch = Batch()
         try:
-            batch = self._take()
+            with self._turn() as granted:  # only now is it decided what is computed: whoever comes while we wait is in
+                batch = self._take() if granted else batch
+                computed = self._attempt(run, batch.rows) if batch.rows else None
+            # Callbacks of futures run from here on, without the turn: they may wait for whatever they like.
             for request, refusal in batch.refused.items():
                 request.finish(refusal)
-            if batch.rows:
-                self._compute(run, batch.rows)
+            if computed is not None:
+                self._hand_out(run, computed, batch.rows)
         except BaseException as error:  # a mistake of ours: whatever it is, nobody may wait for ever
             self._fail(error, *batch.rows, *batch.refused)
 
@@ -199,8 +229,8 @@ class _Queue:
         for request in (*requests, *waiting):
             request.finish(error)
 
-    def _compute(self, run: Run, rows_of: dict[Request, list[int]]) -> None:
-        """Run a batch and hand out its rows, or the error.
+    def _attempt(self, run: Run, rows_of: _Rows) -> _Computed:
+        """Compute a batch, each distinct input once.
 
         Args:
             run: The engine.
@@ -208,52 +238,68 @@ class _Queue:
         """
         inputs = [request.inputs[row] for request, rows in rows_of.items() for row in rows]
         unique, inverse = dedupe(inputs, key=tuple)
-        outcome = self._attempt(run, unique)
-        if isinstance(outcome, BaseException):
-            self._blame(run, outcome, rows_of, inverse)
-            return
-        start = 0
-        for request, rows in rows_of.items():
-            with _concerning(request):
-                request.store(rows, outcome[inverse[start : start + len(rows)]])  # (rows, ...)
-            start += len(rows)
-
-    def _attempt(self, run: Run, unique: list[TokenIds]) -> FloatArray | BaseException:
-        """What the engine gives for u inputs, (u, ...), or what it raises."""
         with self._changed:
             self.batches += 1
             self.rows += len(unique)
         try:
-            values = np.asarray(run(unique), dtype=np.float32)
+            values = np.asarray(run(unique), dtype=np.float32)  # (u, ...)
             if values.shape[:1] != (len(unique),):
                 raise RuntimeError(
                     f"an engine must return one row per input, but got shape {values.shape} for {len(unique)} inputs"
                 )
         except BaseException as error:  # SystemExit, too, ends the wait of whoever caused it, and not this thread
-            return error
-        return values
+            return _Computed(error, inverse)
+        return _Computed(values, inverse)
 
-    def _blame(
-        self, run: Run, error: BaseException, rows_of: dict[Request, list[int]], inverse: npt.NDArray[np.intp]
-    ) -> None:
-        """Find out whose rows a failed batch failed for: each request's are tried without the others'.
+    def _hand_out(self, run: Run, computed: _Computed, rows_of: _Rows) -> None:
+        """Give all requests of a batch their rows, or find out whose rows it failed for.
 
         Args:
             run: The engine.
-            error: What it raised.
+            computed: What it gave, or raised.
             rows_of: Positions in the inputs of each request.
-            inverse: (rows in the batch,) positions in what the engine was given.
         """
-        if len(rows_of) > 1:
-            for request, rows in rows_of.items():
-                self._compute(run, {request: rows})
+        outcome, start = computed.outcome, 0
+        if isinstance(outcome, BaseException) and len(rows_of) > 1:
+            self._try_each(run, rows_of)
             return
-        ((request, rows),) = rows_of.items()
-        if isinstance(error, NonFiniteError):
-            places = np.flatnonzero(np.isin(inverse, error.rows))  # (rows concerned,)
-            cause, error = error, NonFiniteError(tuple(sorted(rows[place] for place in places)))
-            error.__cause__ = cause
-        request.finish(error)
+        for request, rows in rows_of.items():
+            if isinstance(outcome, BaseException):
+                request.finish(_in_request(outcome, rows, computed.inverse))
+                continue
+            with _concerning(request):
+                request.store(rows, outcome[computed.inverse[start : start + len(rows)]])  # (rows, ...)
+            start += len(rows)
+
+    def _try_each(self, run: Run, rows_of: _Rows) -> None:
+        """Compute the rows of each request of a failed batch without those of the others."""
+        for request, rows in rows_of.items():
+            with self._turn() as granted:
+                computed = self._attempt(run, {request: rows}) if granted else None
+            if computed is None:
+                request.finish(_closed_too_early())
+            else:
+                self._hand_out(run, computed, {request: rows})
+
+
+def _in_request(error: BaseException, rows: list[int], inverse: npt.NDArray[np.intp]) -> BaseException:
+    """The error of a batch that holds rows of one request only, as its caller numbers them.
+
+    Args:
+        error: What the engine raised.
+        rows: Positions in the request's inputs.
+        inverse: (rows,) positions in what the engine was given.
+    """
+    if not isinstance(error, NonFiniteError):
+        return error
+    places = np.flatnonzero(np.isin(inverse, error.rows))  # (rows concerned,)
+    named = NonFiniteError(tuple(sorted(rows[place] for place in places)))
+    named.__cause__ = error
+    return named
+
+
+def _closed_too_early() -> ModelClosedError:
+    return ModelClosedError("this model was closed before the request was complete")
 
 
 @contextmanager

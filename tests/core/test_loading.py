@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen_retrieval import Embedder, Reranker, loading
-from qwen_retrieval.engine.engine import resolve_device, resolve_dtype
+from qwen_retrieval.engine.engine import PackedEngine, resolve_device, resolve_dtype
 from qwen_retrieval.errors import (
     CorruptCheckpointError,
     ModelClosedError,
@@ -228,6 +229,56 @@ def test_another_dtype_is_another_model(embedder: Path) -> None:
     assert full.worker is not half.worker
     full.release()
     half.release()
+
+
+def test_models_on_the_cpu_compute_in_turn(embedder: Path, reranker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computing, most, lock = 0, 0, threading.Lock()
+    hidden_states = PackedEngine.hidden_states
+
+    def counted(engine: PackedEngine, batch: list[list[int]]) -> torch.Tensor:
+        nonlocal computing, most
+        with lock:
+            computing += 1
+            most = max(most, computing)
+        time.sleep(0.001)  # so that another thread comes in, if it may
+        try:
+            return hidden_states(engine, batch)
+        finally:
+            with lock:
+                computing -= 1
+
+    texts = [f"Water {number}" for number in range(40)]
+    with (
+        Embedder.from_pretrained(str(embedder), max_batch_tokens=20, **WHERE) as one,
+        Reranker.from_pretrained(str(reranker), max_batch_tokens=20, **WHERE) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        monkeypatch.setattr(PackedEngine, "hidden_states", counted)
+        futures = [pool.submit(one.embed_documents, texts), pool.submit(two.score, "Water", texts)]
+        assert [len(future.result(PATIENCE)) for future in futures] == [40, 40]
+    assert most == 1
+
+
+def test_a_load_for_the_cpu_limits_torchs_threads_to_what_the_process_may_use(
+    embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    hidden_states = PackedEngine.hidden_states
+
+    def observed(engine: PackedEngine, batch: list[list[int]]) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return hidden_states(engine, batch)
+
+    monkeypatch.setattr(PackedEngine, "hidden_states", observed)
+    monkeypatch.setattr(loading, "threads_to_use", lambda current, **_: current - 1)
+    try:
+        torch.set_num_threads(4)
+        with Embedder.from_pretrained(str(embedder), **WHERE) as model:
+            model.embed_documents(["Water"])
+            assert set(seen) == {3}  # in the self-check and in the model's own thread
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_path_object_works_as_well_as_a_string(embedder: Path) -> None:
