@@ -98,7 +98,7 @@ class Embedder(Model):
         on_overflow: OnOverflow = "truncate",
         control_tokens: ControlTokens = "escape",
         show_progress: bool = False,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         dtype: str = "auto",
         revision: str | None = None,
         token: str | None = None,
@@ -118,7 +118,9 @@ class Embedder(Model):
             on_overflow: See the class.
             control_tokens: See the class.
             show_progress: See the class.
-            device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N" or "mps".
+            device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N" or "mps". A list, such as
+                ``["cuda:0", "cuda:1"]``, loads a copy of the weights on each, and calls keep all of them busy; which
+                device computes which row varies, so results vary as much as with what shares a batch.
             dtype: "auto" (bfloat16 where the device computes it natively, else float32), "float32", "bfloat16" or
                 "float16".
             revision: Branch, tag or commit of the repository.

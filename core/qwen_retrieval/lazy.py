@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Self, TypeVar, cast
@@ -38,12 +39,19 @@ class ModelOptions:
     on_overflow: OnOverflow = "truncate"
     control_tokens: ControlTokens = "escape"
     show_progress: bool = False
-    device: str = "auto"
+    device: str | tuple[str, ...] = "auto"
     dtype: str = "auto"
     revision: str | None = None
     token: str | None = field(default=None, repr=False, compare=False)
     cache_dir: str | None = None
     local_files_only: bool = False
+
+
+def device_option(device: str | Sequence[str] | None) -> str | tuple[str, ...]:
+    """The `ModelOptions.device` for what an adapter was given: a name, several, or None for the best there is."""
+    if device is None:
+        return "auto"
+    return device if isinstance(device, str) else tuple(device)
 
 
 class LazyModel(Generic[M]):

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from qwen_retrieval.types import FloatArray, TokenIds
 from qwen_retrieval.worker import Run, Worker
 
 if TYPE_CHECKING:
+    import torch
+
     from qwen_retrieval.engine.engine import PackedEngine as _TorchEngine
     from qwen_retrieval.engine.weights import DecoderConfig
 
@@ -52,7 +54,7 @@ class LoadConfig:
         revision: Branch, tag or commit.
         cache_dir: Where downloads are kept.
         local_files_only: Never ask the hub; no part of the key, because a model in memory needs no hub.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; or several, each of which gets a copy of the weights.
         dtype: "auto", "float32", "bfloat16" or "float16".
         token: Access token; it opens a repository but does not change what is in it, so it is no part of the key, and
             it stands in no repr.
@@ -63,7 +65,7 @@ class LoadConfig:
     revision: str | None = None
     cache_dir: str | None = None
     local_files_only: bool = field(default=False, compare=False)
-    device: str = "auto"
+    device: str | Sequence[str] = "auto"
     dtype: str = "auto"
     token: str | None = field(default=None, repr=False, compare=False)
 
@@ -73,18 +75,18 @@ class LoadedModel(Generic[Spec]):
     """A model in memory, shared by all who asked for it.
 
     Attributes:
-        engine: The `EmbeddingEngine` or `RerankingEngine`.
-        worker: The thread that runs the engine.
+        engines: The `EmbeddingEngine` or `RerankingEngine` of each device.
+        worker: The threads that run the engines.
         tokenizer: The checkpoint's own tokenizer.
         spec: The family that the checkpoint belongs to, and its sizes.
         revision: Branch, tag or commit that was asked for.
-        device: Where the weights are, such as "cuda:0".
+        device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
         dtype: What is computed in, such as "bfloat16".
-        max_batch_tokens: Token budget of a batch that suits the device.
+        max_batch_tokens: Token budget of a batch that suits a device.
         release: Give the model back; the last one frees the memory. More calls do nothing.
     """
 
-    engine: Any
+    engines: tuple[Any, ...]
     worker: Worker
     tokenizer: HubTokenizer
     spec: Spec
@@ -93,6 +95,11 @@ class LoadedModel(Generic[Spec]):
     dtype: str
     max_batch_tokens: int
     release: Callable[[], None]
+
+    @property
+    def engine(self) -> Any:  # noqa: ANN401 - of either kind
+        """The engine of the first device."""
+        return self.engines[0]
 
 
 class _Entry:
@@ -146,7 +153,7 @@ def _acquire(config: LoadConfig, read: Callable[[LoadConfig], LoadedModel[Any]])
             entry.users += 1
             try:
                 if entry.model is None:
-                    _limit_threads(config.device)
+                    _limit_threads(config)
                     entry.model = _read_on_new_thread(read, config) if _forked else read(config)
             except BaseException:
                 entry.users -= 1
@@ -191,24 +198,54 @@ def _leave(config: LoadConfig, entry: _Entry) -> Worker | None:
 
 def _normalise(config: LoadConfig) -> LoadConfig:
     """The same key for all spellings of the same thing: "0.6B" and its repository, "auto" and what it means here."""
-    import torch
+    from qwen_retrieval.engine.engine import resolve_dtype
 
-    from qwen_retrieval.engine.engine import resolve_device, resolve_dtype
-
-    device = torch.empty(0, device=resolve_device(config.device)).device  # with its number: "cuda" may be "cuda:0"
-    dtype = resolve_dtype(config.dtype, device)
+    devices = _resolve_devices(config.device)
+    dtypes = {resolve_dtype(config.dtype, device) for device in devices}
+    if len(dtypes) > 1:
+        raise ValueError(f'dtype="auto" means different things on {config.device!r}; name one, such as "float32"')
     if not isinstance(config.model, str | os.PathLike):
         raise TypeError(f"model must be a string, but got {type(config.model).__name__}")
     model = resolve_model(os.fspath(config.model), config.kind)
     return replace(
         config,
         model=str(local_folder(model) or model),
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        device=tuple(map(str, devices)),
+        dtype=str(dtypes.pop()).removeprefix("torch."),
     )
 
 
-def _limit_threads(device: str) -> None:
+def _resolve_devices(device: str | Sequence[str]) -> list[torch.device]:
+    """The devices by one name each, with their numbers: "cuda" may be "cuda:0".
+
+    Raises:
+        ValueError: A name is unknown or not of this machine, there is none, the devices are of several kinds, or one
+            goes by two names, which is hardly meant; by the same name twice, a device gets two copies.
+    """
+    import torch
+
+    from qwen_retrieval.engine.engine import resolve_device
+
+    names = [device] if isinstance(device, str | torch.device) else device
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str | torch.device) for name in names):
+        raise TypeError(f"device must be a string or a list of strings, but got {device!r}")
+    if not names:
+        raise ValueError("device must name at least one device, but got an empty list")
+    name_of: dict[torch.device, str] = {}
+    devices = []
+    for name in map(str, names):
+        devices.append(torch.empty(0, device=resolve_device(name)).device)
+        known = name_of.setdefault(devices[-1], name)
+        if known != name:
+            raise ValueError(f"device names {devices[-1]} twice, as {known!r} and as {name!r}; name each device once")
+    if len({each.type for each in devices}) > 1:
+        raise ValueError(
+            f"all devices must be of one kind, because the slower ones would hold up a call, but got {names}"
+        )
+    return devices
+
+
+def _limit_threads(config: LoadConfig) -> None:
     """Let torch use the cores that this process may really use, if it is the CPU that computes.
 
     That is a setting of the process: it holds for this thread and for all that use torch for the first time later, our
@@ -216,7 +253,7 @@ def _limit_threads(device: str) -> None:
     """
     import torch
 
-    if torch.device(device).type != "cpu" or not hasattr(os, "sched_getaffinity"):
+    if torch.device(config.device[0]).type != "cpu" or not hasattr(os, "sched_getaffinity"):
         return
     current = torch.get_num_threads()
     threads = threads_to_use(current, environment=os.environ, cpus=os.sched_getaffinity(0))
@@ -233,10 +270,13 @@ def _read_embedding(config: LoadConfig) -> LoadedModel[EmbeddingSpec]:
     _refuse_other_pooling(folder, spec)
     _refuse_no_embedder(folder, tokenizer, config.model)
     shape = _decoder_config(raw)
-    engine = torch_engine.load_embedding_engine(folder, shape, config.device, config.dtype)
-    template = EmbeddingTemplate(tokenizer, spec)
-    _check_outputs(engine.embed, [e.ids for e in template.encode_documents(["", "Water boils at 100 degrees."])])
-    return _loaded(engine, engine.embed, tokenizer, spec, config)
+    texts = EmbeddingTemplate(tokenizer, spec).encode_documents(["", "Water boils at 100 degrees."])
+
+    def load(device: str) -> tuple[_TorchEngine, Run]:
+        engine = torch_engine.load_embedding_engine(folder, shape, device, config.dtype)
+        return engine, engine.embed
+
+    return _load_on_each(load, [text.ids for text in texts], tokenizer, spec, config)
 
 
 def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
@@ -246,31 +286,72 @@ def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
     spec = match_reranking(config.model, raw, tokenizer)
     _refuse_no_reranker(folder, tokenizer, config.model)
     template = RerankingTemplate(tokenizer, spec)
-    engine = torch_engine.load_reranking_engine(
-        folder, _decoder_config(raw), config.device, config.dtype, yes_id=template.yes_id, no_id=template.no_id
-    )
+    shape = _decoder_config(raw)
     question, answers = "When does water boil?", ["Water boils at 100 degrees.", "Cats sleep most of the day."]
     pairs = template.encode_pairs([question] * 2, answers, spec.family.default_instruction)
-    _check_outputs(engine.score, [e.ids for e in pairs])
-    return _loaded(engine, engine.score, tokenizer, spec, config)
+
+    def load(device: str) -> tuple[_TorchEngine, Run]:
+        engine = torch_engine.load_reranking_engine(
+            folder, shape, device, config.dtype, yes_id=template.yes_id, no_id=template.no_id
+        )
+        return engine, engine.score
+
+    return _load_on_each(load, [pair.ids for pair in pairs], tokenizer, spec, config)
 
 
-def _loaded(
-    engine: _TorchEngine, run: Run, tokenizer: HubTokenizer, spec: Spec, config: LoadConfig
+def _load_on_each(
+    load: Callable[[str], tuple[_TorchEngine, Run]],
+    inputs: list[TokenIds],
+    tokenizer: HubTokenizer,
+    spec: Spec,
+    config: LoadConfig,
 ) -> LoadedModel[Spec]:
+    """A copy of the weights on each device, and one worker for all of them.
+
+    Args:
+        load: The engine on a device, and its method.
+        inputs: Two inputs for the self-check.
+        tokenizer: The checkpoint's own.
+        spec: Of the checkpoint.
+        config: Normalised.
+    """
     from qwen_retrieval.engine.engine import default_batch_tokens
 
+    copies: list[tuple[_TorchEngine, Run]] = []
+    try:
+        for name in config.device:
+            copies.append(load(name))  # and no variable of its own, see below
+            _check_outputs(_on_its_device(*copies[-1]), inputs)
+    except BaseException:
+        copies.clear()  # the error's traceback holds this frame, which must not hold the memory of other devices
+        raise
+    engines = tuple(engine for engine, _ in copies)
+    runs = [_on_its_device(*copy) for copy in copies]
     return LoadedModel(
-        engine=engine,
-        worker=Worker(run, name=config.model, turns=CPU_TURNS if engine.device.type == "cpu" else None),
+        engines=engines,
+        worker=Worker(*runs, name=config.model, turns=CPU_TURNS if engines[0].device.type == "cpu" else None),
         tokenizer=tokenizer,
         spec=spec,
         revision=config.revision,
-        device=str(engine.device),
-        dtype=str(engine.dtype).removeprefix("torch."),
-        max_batch_tokens=default_batch_tokens(engine.device, engine.decoder.config),
+        device=", ".join(config.device),
+        dtype=str(engines[0].dtype).removeprefix("torch."),
+        max_batch_tokens=default_batch_tokens(engines[0].device, engines[0].decoder.config),
         release=lambda: None,
     )
+
+
+def _on_its_device(engine: _TorchEngine, run: Run) -> Run:
+    """An engine's method; on CUDA with its device as the thread's own, where kernels of others than torch start."""
+    import torch
+
+    if engine.device.type != "cuda":
+        return run
+
+    def run_there(batch: list[TokenIds]) -> FloatArray:
+        with torch.cuda.device(engine.device):
+            return run(batch)
+
+    return run_there
 
 
 def _read_folder(config: LoadConfig) -> tuple[Path, dict[str, Any], HubTokenizer]:

@@ -60,7 +60,7 @@ class Model:
 
     Attributes:
         revision: Branch, tag or commit that was asked for.
-        device: Where the weights are, such as "cuda:0".
+        device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
         dtype: What is computed in, such as "bfloat16".
     """
 

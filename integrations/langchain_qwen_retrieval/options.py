@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from qwen_retrieval.errors import needs_extra
-from qwen_retrieval.lazy import LazyModel, ModelOptions
+from qwen_retrieval.lazy import LazyModel, ModelOptions, device_option
 from qwen_retrieval.types import ControlTokens, OnOverflow
 
 with needs_extra("pydantic", "langchain"):
@@ -57,8 +57,8 @@ class QwenModelOptions(BaseModel, ABC):
     show_progress: bool = False
     """Show a progress bar for calls of more than 64 inputs."""
 
-    device: str | None = None
-    """"cpu", "cuda", "cuda:N" or "mps"; None for the best that there is."""
+    device: str | list[str] | None = None
+    """"cpu", "cuda", "cuda:N" or "mps", or a list of several; None for the best that there is."""
 
     dtype: str = "auto"
     """"auto" (bfloat16 where the device computes it natively), "float32", "bfloat16" or "float16"."""
@@ -137,7 +137,7 @@ class QwenModelOptions(BaseModel, ABC):
             on_overflow=self.on_overflow,
             control_tokens=self.control_tokens,
             show_progress=self.show_progress,
-            device=self.device or "auto",
+            device=device_option(self.device),
             dtype=self.dtype,
             revision=self.revision,
             token=self.token.get_secret_value() if self.token else None,

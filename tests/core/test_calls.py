@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from qwen_retrieval import Embedder, Reranker, RerankResult, TruncationWarning
 from qwen_retrieval.errors import ControlTokenError, InputError, InputTooLongError, ModelClosedError, NonFiniteError
+from qwen_retrieval.loading import LoadedModel
 from qwen_retrieval.model import CHUNK
 from qwen_retrieval.testing import (
     ByteTokenizer,
@@ -29,7 +30,9 @@ from qwen_retrieval.testing import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
+from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.types import TokenIds
+from qwen_retrieval.worker import Worker
 from tests.threads import none_left
 
 PATIENCE = 60.0
@@ -748,6 +751,32 @@ def test_batch_size_caps_the_inputs_of_a_call_in_a_forward_pass(batch_size: int)
         assert np.array_equal(embedder.embed_documents(texts), unlimited.embed_documents(texts))
     assert max(sizes) <= batch_size
     assert sum(sizes) == 150
+
+
+@pytest.mark.parametrize("options", [{"max_batch_tokens": 1}, {"batch_size": 3}], ids=["tokens", "batch_size"])
+def test_a_long_call_keeps_all_devices_busy(options: dict[str, Any]) -> None:
+    """Neither of the two engines computes a batch unless the other does as well."""
+    both = threading.Barrier(2)
+    engines = [FakeEmbeddingEngine(fail_on=lambda _: both.wait(PATIENCE) and None) for _ in range(2)]
+    worker = Worker(*(engine.embed for engine in engines), name="two devices")
+    loaded: LoadedModel[Any] = LoadedModel(
+        engines=tuple(engines),
+        worker=worker,
+        tokenizer=cast("HubTokenizer", ByteTokenizer()),
+        spec=fake_embedding_spec(),
+        revision=None,
+        device="one, two",
+        dtype="float32",
+        max_batch_tokens=1000,
+        release=worker.close,
+    )
+    texts = [f"text {number}" for number in range(CHUNK * 3)]
+    with (
+        Embedder(engines[0], ByteTokenizer(), loaded.spec, loaded=loaded, **options) as embedder,
+        Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()) as alone,
+    ):
+        assert np.array_equal(embedder.embed_documents(texts), alone.embed_documents(texts))
+    assert engines[0].calls == engines[1].calls == (CHUNK * 3 / options.get("batch_size", 1)) / 2
 
 
 def test_a_batch_size_below_one_is_refused() -> None:

@@ -162,6 +162,11 @@ def test_options_reach_the_model(loads: Loads) -> None:
     ]
 
 
+def test_several_devices_are_separated_by_commas(loads: Loads) -> None:
+    run("embed", "-o", "out.npy", "--device", "cuda:0,cuda:1", stdin="x\n")
+    assert loads.asked[0][1]["device"] == ["cuda:0", "cuda:1"]
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen_retrieval import Embedder, Reranker, loading
+from qwen_retrieval.engine import engine
 from qwen_retrieval.engine.engine import PackedEngine, resolve_device, resolve_dtype
 from qwen_retrieval.errors import (
     CorruptCheckpointError,
@@ -257,6 +258,69 @@ def test_models_on_the_cpu_compute_in_turn(embedder: Path, reranker: Path, monke
         futures = [pool.submit(one.embed_documents, texts), pool.submit(two.score, "Water", texts)]
         assert [len(future.result(PATIENCE)) for future in futures] == [40, 40]
     assert most == 1
+
+
+def test_several_devices_have_a_copy_each_and_give_what_one_gives(embedder: Path) -> None:
+    texts = [f"Water {number}" for number in range(200)]
+    options: dict[str, Any] = {"dtype": "float32", "max_batch_tokens": 100}
+    with Embedder.from_pretrained(str(embedder), device="cpu", **options) as one:
+        expected = one.embed_documents(texts)
+        with Embedder.from_pretrained(str(embedder), device=["cpu", "cpu"], **options) as both:
+            assert both._worker is not one._worker
+            assert (one.device, both.device) == ("cpu", "cpu, cpu")
+            assert np.abs(both.embed_documents(texts) - expected).max() <= 1e-6
+            loaded = load_embedding(config_of(embedder, device=("cpu:0", "cpu:0")))
+            assert loaded.worker is both._worker
+            tables = [weakref.ref(engine.decoder.weights.embedding) for engine in loaded.engines]
+            assert tables[0]() is not tables[1]()
+            loaded.release()
+            del loaded
+    gc.collect()
+    assert [table() for table in tables] == [None, None]
+
+
+def test_one_device_in_a_list_is_that_device(embedder: Path) -> None:
+    loaded = [load_embedding(config_of(embedder, device=device)) for device in ("cpu", ["cpu"], ("cpu",))]
+    assert len({id(each.worker) for each in loaded}) == 1
+    for each in loaded:
+        each.release()
+
+
+def test_a_device_that_fails_to_load_releases_the_others(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[weakref.ref[torch.Tensor]] = []
+    load = engine.load_embedding_engine
+
+    def fail_the_second(*arguments: Any) -> engine.TorchEmbeddingEngine:
+        if tables:
+            raise MemoryError("the second device is full")
+        loaded = load(*arguments)
+        tables.append(weakref.ref(loaded.decoder.weights.embedding))
+        return loaded
+
+    monkeypatch.setattr(engine, "load_embedding_engine", fail_the_second)
+    with pytest.raises(MemoryError, match="full") as caught:
+        Embedder.from_pretrained(str(embedder), device=["cpu", "cpu"], dtype="float32")
+    gc.collect()
+    assert tables[0]() is None, "the error must not hold it"
+    assert caught.value is not None
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "rule"),
+    [
+        pytest.param([], ValueError, "device must name at least one device, but got an empty list", id="none"),
+        pytest.param(["cpu", "tpu"], ValueError, "device must be .* but got 'tpu'", id="unknown"),
+        pytest.param(["cpu", "cpu:0"], ValueError, "names cpu twice, as 'cpu' and as 'cpu:0'", id="two names"),
+        pytest.param(
+            ["cpu", None], TypeError, r"must be a string or a list of strings, but got \['cpu', None\]", id="no name"
+        ),
+        pytest.param(None, TypeError, "must be a string or a list of strings, but got None", id="nothing"),
+        pytest.param(["cpu", "meta"], ValueError, "device must be .* but got 'meta'", id="no device to compute on"),
+    ],
+)
+def test_devices_that_make_no_sense_are_refused(embedder: Path, device: Any, error: type[Exception], rule: str) -> None:
+    with pytest.raises(error, match=rule):
+        Embedder.from_pretrained(str(embedder), device=device)
 
 
 def test_a_load_for_the_cpu_limits_torchs_threads_to_what_the_process_may_use(

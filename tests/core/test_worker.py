@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -116,17 +117,19 @@ token_ids = st.lists(st.integers(0, 3), min_size=1, max_size=30)
 requests = st.lists(st.lists(token_ids, min_size=1, max_size=8), min_size=1, max_size=6)
 
 
-@given(requests, st.integers(1, 80))
-def test_every_request_gets_its_own_rows_in_order(jobs: list[list[TokenIds]], max_batch_tokens: int) -> None:
+@given(requests, st.integers(1, 80), st.integers(1, 3))
+def test_every_request_gets_its_own_rows_in_order(
+    jobs: list[list[TokenIds]], max_batch_tokens: int, devices: int
+) -> None:
     engine = FakeEngine()
-    worker = Worker(engine.run, name="test")
+    worker = Worker(*[engine.run] * devices, name="test")
     with held_up(worker, engine):
         futures = [worker.submit(job, max_batch_tokens=max_batch_tokens) for job in jobs]
     for job, future in zip(jobs, futures, strict=True):
         np.testing.assert_array_equal(get(future), rows_of(job))
         assert get(future).dtype == np.float32
     worker.close()
-    for batch in engine.batches[1:]:
+    for batch in engine.batches:
         assert len(set(map(tuple, batch))) == len(batch)
         assert len(batch) == 1 or pack(batch).computed_tokens <= max_batch_tokens
 
@@ -146,7 +149,10 @@ def test_the_smallest_budget_in_a_batch_holds(jobs: list[list[TokenIds]], data: 
         assert len(batch) == 1 or pack(batch).computed_tokens <= min(budgets[ids[0] - 100] for ids in batch)
 
 
-def test_many_threads_at_once_get_their_own_rows(worker: Worker, engine: FakeEngine) -> None:
+@pytest.mark.parametrize("devices", [1, 3])
+def test_many_threads_at_once_get_their_own_rows(engine: FakeEngine, devices: int) -> None:
+    worker = Worker(*[engine.run] * devices, name="test")
+
     def ask(seed: int) -> None:
         generator = np.random.default_rng(seed)
         for _ in range(10):
@@ -158,7 +164,8 @@ def test_many_threads_at_once_get_their_own_rows(worker: Worker, engine: FakeEng
         list(pool.map(ask, range(16)))
     assert worker.batches == len(engine.batches)
     assert worker.rows == len(engine.inputs)
-    assert len(threads()) == 1
+    assert len(threads()) == worker.devices == devices
+    worker.close()
 
 
 def test_sixty_four_queries_at_once_are_one_batch(worker: Worker, engine: FakeEngine) -> None:
@@ -450,6 +457,108 @@ def test_requests_that_make_no_sense_are_refused_at_once(
     with pytest.raises(ValueError, match="max_batch_rows must be at least 1, but got 0"):
         worker.submit([[1]], max_batch_tokens=1, max_batch_rows=0)
     assert threads() == []
+
+
+# --- several devices
+
+
+class Pair:
+    """Two engines, neither of which computes before the other does."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.batches: list[list[TokenIds]] = []
+        self._both = threading.Barrier(2)
+        self._broken = broken
+
+    def first(self, batch: list[TokenIds]) -> FloatArray:
+        self._both.wait(PATIENCE)
+        self.batches.append(batch)
+        return rows_of(batch)
+
+    def second(self, batch: list[TokenIds]) -> FloatArray:
+        self._both.wait(PATIENCE)
+        if self._broken:
+            raise ArithmeticError("the second device")
+        self.batches.append(batch)
+        return rows_of(batch)
+
+
+def test_a_job_is_computed_on_all_devices_at_once() -> None:
+    pair, job = Pair(), [[index] for index in range(40)]
+    worker = Worker(pair.first, pair.second, name="test")
+    np.testing.assert_array_equal(get(worker.submit(job, max_batch_tokens=2)), rows_of(job))
+    worker.close()
+    assert sorted(ids for batch in pair.batches for ids in batch) == job
+
+
+def test_what_a_device_fails_at_concerns_only_those_whose_rows_it_had() -> None:
+    pair = Pair(broken=True)
+    worker = Worker(pair.first, pair.second, name="test")
+    futures = [worker.submit([[index] * 2], max_batch_tokens=2) for index in (1, 2)]
+    errors = [future.exception(PATIENCE) for future in futures]
+    assert sorted(map(repr, errors)) == ["ArithmeticError('the second device')", "None"]
+    worker.close()
+
+
+def test_close_ends_the_threads_of_all_devices_after_their_batches() -> None:
+    engine = FakeEngine()
+    worker = Worker(*[engine.run] * 3, name="test")
+    engine.gate.clear()
+    running = [worker.submit([[index] * 9], max_batch_tokens=9) for index in range(3)]
+    while len(engine.batches) < 3:
+        time.sleep(0.001)
+    waiting = worker.submit([[7]], max_batch_tokens=9)
+    assert [thread.name for thread in threads()] == [f"qwen-retrieval test{end}" for end in ("", " 1", " 2")]
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(worker.close)
+        while not closed(worker):
+            pass
+        engine.gate.set()
+        closing.result(PATIENCE)
+    assert threads() == []
+    assert [len(get(future)) for future in running] == [1, 1, 1]
+    with pytest.raises(ModelClosedError):
+        get(waiting)
+
+
+def test_the_threads_of_all_devices_of_a_forgotten_worker_end_when_its_work_is_done() -> None:
+    engine = FakeEngine()
+    worker = Worker(*[engine.run] * 3, name="test")
+    job = [[index] for index in range(50)]
+    future, gone = worker.submit(job, max_batch_tokens=1), weakref.ref(worker)
+    del worker
+    np.testing.assert_array_equal(get(future), rows_of(job))
+    for thread in threads():
+        thread.join(PATIENCE)
+    assert threads() == []
+    assert gone() is None
+
+
+def test_callbacks_of_two_devices_may_close_the_worker_at_once() -> None:
+    engine, both = FakeEngine(), threading.Barrier(2)
+    worker = Worker(engine.run, engine.run, name="test")
+    engine.gate.clear()
+    futures = [worker.submit([[index] * 2], max_batch_tokens=2) for index in (1, 2)]
+
+    def close(_: Future[FloatArray]) -> None:
+        both.wait(PATIENCE)
+        worker.close()
+
+    for future in futures:
+        future.add_done_callback(close)
+    while len(engine.batches) < 2:
+        time.sleep(0.001)
+    engine.gate.set()
+    for future in futures:
+        get(future)
+    worker.close()
+    assert threads() == []
+    assert not both.broken
+
+
+def test_a_worker_without_engines_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one engine, but got none"):
+        Worker(name="test")
 
 
 # --- cancellation

@@ -290,9 +290,9 @@ class TestConstruction:
     def test_asks_for_no_token_before_it_loads(self, kind: Any) -> None:
         kind(token=Secret.from_env_var("A_VARIABLE_THAT_IS_NOT_SET"))
 
-    def test_refuses_several_devices(self, kind: Any) -> None:
+    def test_refuses_a_device_map(self, kind: Any) -> None:
         both = DeviceMap({"layer1": Device.gpu(0), "layer2": Device.gpu(1)})
-        with pytest.raises(ValueError, match="device must be a single device, but got a device map"):
+        with pytest.raises(ValueError, match="device must be a single device or a list of them, but got a device map"):
             kind(device=ComponentDevice.from_multiple(both))
 
     def test_refuses_a_plain_string_as_device(self, kind: Any) -> None:

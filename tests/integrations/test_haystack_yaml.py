@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -132,6 +133,18 @@ class TestDescription:
         data = kind(device=ComponentDevice.from_str("cuda:1")).to_dict()
         assert data["init_parameters"]["device"] == {"type": "single", "device": "cuda:1"}
         assert kind.from_dict(data).device == ComponentDevice.from_str("cuda:1")
+
+    def test_keeps_several_devices(self, kind: Any) -> None:
+        devices = [ComponentDevice.from_str("cuda:0"), ComponentDevice.from_str("cuda:1")]
+        data = kind(device=devices).to_dict()
+        assert data["init_parameters"]["device"] == [
+            {"type": "single", "device": "cuda:0"},
+            {"type": "single", "device": "cuda:1"},
+        ]
+        again = kind.from_dict(json.loads(json.dumps(data)))  # plain values only, as in YAML
+        assert again.device == devices
+        assert again._options().device == ("cuda:0", "cuda:1")
+        assert copy.deepcopy(again).device == devices
 
     def test_keeps_the_name_of_a_secret_only(self, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MY_TOKEN", "hf_secret")

@@ -209,6 +209,15 @@ def test_the_options_reach_the_core_under_its_names(kind: Any, loads: list[dict[
     assert loads == [{"model": "org/model", "device": "cpu", "token": TOKEN, "cache_dir": "/cache", **options}]
 
 
+@pytest.mark.parametrize("kind", [QwenEmbeddings, QwenReranker])
+def test_several_devices_survive_a_dump_and_reach_the_core(kind: Any, loads: list[dict[str, Any]]) -> None:
+    dumped = kind(device=["cuda:0", "cuda:1"]).model_dump_json()
+    again = kind.model_validate_json(dumped)
+    assert again.device == ["cuda:0", "cuda:1"]
+    pickle.loads(pickle.dumps(again)).warm_up()
+    assert loads[0]["device"] == ("cuda:0", "cuda:1")
+
+
 @pytest.mark.parametrize(
     ("kind", "model"), [(QwenEmbeddings, "Qwen/Qwen3-Embedding-0.6B"), (QwenReranker, "Qwen/Qwen3-Reranker-0.6B")]
 )

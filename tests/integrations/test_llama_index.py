@@ -420,6 +420,15 @@ def test_a_pickle_holds_settings_and_no_weights() -> None:
     again.close()
 
 
+def test_several_devices_survive_a_pickle_and_reach_the_core() -> None:
+    embed = QwenEmbedding(model_name="demo", device=["cpu", "cpu"], dimensions=32)
+    again = pickle.loads(pickle.dumps(embed))
+    assert again._options("demo").device == ("cpu", "cpu")
+    assert len(again.get_query_embedding(QUERY)) == 32
+    assert "device" not in embed.to_dict()  # where it is computed decides no numbers
+    again.close()
+
+
 def test_pickling_leaves_the_live_object_as_it_is() -> None:
     # https://github.com/run-llama/llama_index/issues/22578: what cannot be pickled was stripped from the object
     handler: Any = LlamaDebugHandler(print_trace_on_end=False)

@@ -56,7 +56,9 @@ Format = Annotated[
 class LoadOptions:
     """How a model is loaded and fed; each field is an option of every command that uses a model."""
 
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=LOADING)] = "auto"
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; several: cuda:0,cuda:1.", rich_help_panel=LOADING)
+    ] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32, float16.", rich_help_panel=LOADING)] = "auto"
     max_length: Annotated[
         int | None,
@@ -82,7 +84,8 @@ class LoadOptions:
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of ``from_pretrained`` that were given, or whose defaults are the same."""
-        return {name: _plain(value) for name, value in asdict(self).items() if value is not None}
+        given = {name: _plain(value) for name, value in asdict(self).items() if value is not None}
+        return given | {"device": self.device.split(",") if "," in self.device else self.device}
 
     def hub_keywords(self) -> dict[str, Any]:
         """Those of them that say where the files are."""

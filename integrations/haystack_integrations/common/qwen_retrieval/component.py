@@ -49,9 +49,10 @@ class QwenComponent(Generic[M]):
     model: str
     """Repository, checkpoint folder, short name ("0.6B", "4B", "8B") or "demo"."""
 
-    device: ComponentDevice | None = None
-    """Where the model runs: one device, such as ``ComponentDevice.from_str("cuda:0")``. None, which is also what YAML
-    keeps, takes CUDA, then MPS, then the CPU of the machine that loads the model."""
+    device: ComponentDevice | list[ComponentDevice] | None = None
+    """Where the model runs: a device, such as ``ComponentDevice.from_str("cuda:0")``, or a list of devices, each of
+    which gets a copy. None, which is also what YAML keeps, takes CUDA, then MPS, then the CPU of the machine that loads
+    the model."""
 
     token: Secret | None = _HUB_TOKEN
     """Access token for a gated or private repository; by default the environment's HF_API_TOKEN or HF_TOKEN."""
@@ -104,7 +105,7 @@ class QwenComponent(Generic[M]):
             raise TypeError(
                 f"token must be a Secret or None, but got {type(self.token).__name__}; use Secret.from_env_var"
             )
-        _device_name(self.device)
+        _device_names(self.device)
         for name, value in (self._given or {}).items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} belongs to the model that this component was given; make a new component")
@@ -147,7 +148,10 @@ class QwenComponent(Generic[M]):
                 is not true of the model that this component was given.
         """
         self._check()
-        return default_to_dict(self, **self._parameters())
+        parameters = self._parameters()
+        if isinstance(self.device, list):
+            parameters["device"] = [one.to_dict() for one in self.device]
+        return default_to_dict(self, **parameters)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -156,6 +160,10 @@ class QwenComponent(Generic[M]):
         Args:
             data: What `to_dict` returned; it is left unchanged.
         """
+        parameters = data.get("init_parameters", {})
+        if isinstance(parameters.get("device"), list):
+            devices = [ComponentDevice.from_dict(one) for one in parameters["device"]]
+            data = {**data, "init_parameters": {**parameters, "device": devices}}
         return default_from_dict(cls, data)
 
     @classmethod
@@ -213,7 +221,7 @@ class QwenComponent(Generic[M]):
             on_overflow=self.on_overflow,
             control_tokens=self.control_tokens,
             show_progress=self.progress_bar,
-            device=_device_name(self.device),
+            device=_device_names(self.device),
             dtype=self.dtype,
             revision=self.revision,
             token=self.token.resolve_value() if self.token is not None else None,
@@ -307,17 +315,23 @@ def options_of(model: Embedder | Reranker) -> dict[str, Any]:
     }
 
 
-def _device_name(device: ComponentDevice | None) -> str:
-    """What the core calls a device."""
-    if device is None:
-        return "auto"
+def _device_names(device: ComponentDevice | list[ComponentDevice] | None) -> str | tuple[str, ...]:
+    """What the core calls these devices."""
+    if isinstance(device, list):
+        return tuple(map(_device_name, device))
+    return "auto" if device is None else _device_name(device)
+
+
+def _device_name(device: ComponentDevice) -> str:
     if not isinstance(device, ComponentDevice):
         raise TypeError(
-            f"device must be a ComponentDevice or None, but got {device!r}; use "
+            f"device must be a ComponentDevice, a list of them, or None, but got {device!r}; use "
             f"ComponentDevice.from_str({str(device)!r})"
         )
     if device.has_multiple_devices:
-        raise ValueError(f"device must be a single device, but got a device map: {device.to_dict()['device_map']}")
+        raise ValueError(
+            f"device must be a single device or a list of them, but got a device map: {device.to_dict()['device_map']}"
+        )
     return device.to_torch_str()
 
 

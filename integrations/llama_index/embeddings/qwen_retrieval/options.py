@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from qwen_retrieval.errors import needs_extra
-from qwen_retrieval.lazy import LazyModel, ModelOptions
+from qwen_retrieval.lazy import LazyModel, ModelOptions, device_option
 from qwen_retrieval.types import ControlTokens, OnOverflow
 
 with needs_extra("llama_index.core", "llama-index"):
@@ -39,7 +39,7 @@ class ModelFields(BaseComponent):
     max_length: int | None = Field(default=None, ge=1)
     on_overflow: OnOverflow = "truncate"
     control_tokens: ControlTokens = "escape"
-    device: str | None = Field(default=None, exclude=True)
+    device: str | list[str] | None = Field(default=None, exclude=True)
     max_batch_tokens: int | None = Field(default=None, ge=1, exclude=True)
     batch_size: int | None = Field(default=None, ge=1, exclude=True)
     # A plain string becomes a secret wherever it comes in; the type lets callers give one.
@@ -114,7 +114,7 @@ class ModelFields(BaseComponent):
             on_overflow=self.on_overflow,
             control_tokens=self.control_tokens,
             show_progress=self.show_progress_bar,
-            device=self.device or "auto",
+            device=device_option(self.device),
             dtype=self.dtype,
             revision=self.revision,
             token=self.token.get_secret_value() if isinstance(self.token, SecretStr) else self.token,

@@ -65,7 +65,7 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
         max_length: Longest input in tokens, template and query included; None for 8192, or the model's own limit.
         on_overflow: What to do with a longer input: "truncate" (the document's end, and warn) or "error".
         control_tokens: What to do with strings such as ``<|im_end|>`` in texts: "escape", "keep" or "error".
-        device: "cpu", "cuda", "cuda:N" or "mps"; None for the best there is.
+        device: "cpu", "cuda", "cuda:N" or "mps", or a list of several; None for the best there is.
         max_batch_tokens: Tokens in one forward pass; None for what suits the device.
         batch_size: Most inputs in a forward pass; None for as many as `max_batch_tokens` allows, which is faster.
         token: Access token for a gated or private repository.
