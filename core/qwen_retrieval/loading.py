@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from qwen_retrieval.engine.engine import PackedEngine as _TorchEngine
     from qwen_retrieval.engine.weights import DecoderConfig
 
+LANES = 2
+"""Threads for each CUDA device: while one waits for its rows, the other gives the device its next batch."""
+
 Kind = Literal["embedding", "reranking"]
 Spec = TypeVar("Spec", EmbeddingSpec, RerankingSpec)
 
@@ -321,12 +324,13 @@ def _load_on_each(
     try:
         for name in config.device:
             copies.append(load(name))  # and no variable of its own, see below
-            _check_outputs(_on_its_device(*copies[-1]), inputs)
+            _check_outputs(copies[-1][1], inputs)
     except BaseException:
         copies.clear()  # the error's traceback holds this frame, which must not hold the memory of other devices
         raise
     engines = tuple(engine for engine, _ in copies)
-    runs = [_on_its_device(*copy) for copy in copies]
+    lanes = LANES if engines[0].device.type == "cuda" else 1
+    runs = [run for _, run in copies for _ in range(lanes)]
     return LoadedModel(
         engines=engines,
         worker=Worker(*runs, name=config.model, turns=CPU_TURNS if engines[0].device.type == "cpu" else None),
@@ -338,20 +342,6 @@ def _load_on_each(
         max_batch_tokens=default_batch_tokens(engines[0].device, engines[0].decoder.config),
         release=lambda: None,
     )
-
-
-def _on_its_device(engine: _TorchEngine, run: Run) -> Run:
-    """An engine's method; on CUDA with its device as the thread's own, where kernels of others than torch start."""
-    import torch
-
-    if engine.device.type != "cuda":
-        return run
-
-    def run_there(batch: list[TokenIds]) -> FloatArray:
-        with torch.cuda.device(engine.device):
-            return run(batch)
-
-    return run_there
 
 
 def _read_folder(config: LoadConfig) -> tuple[Path, dict[str, Any], HubTokenizer]:

@@ -38,7 +38,7 @@ class Worker:
 
     Args:
         runs: One engine per device, at least one; all of the same model, because any of them may compute any row. Each
-            is called by one thread only, with no input twice in a call.
+            is called by one thread only, with no input twice in a call; an engine that stands there twice, by two.
         name: What the threads are called in debuggers and profilers.
         turns: Taken for each call of an engine, by all workers that share a processor; None for devices of their own.
     """
