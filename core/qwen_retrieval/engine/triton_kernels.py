@@ -34,7 +34,7 @@ _LIBRARY = torch.library.Library("qwen_retrieval", "DEF")
 
 
 def _operator(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Register an operator. A `Library` costs a few microseconds less per call than `torch.library.custom_op`.
+    """Register an operator through a `Library`, which adds a sixth of the host time that `custom_op` adds to a call.
 
     The implementation is registered for every device: Triton itself says which it can run on.
     """
@@ -461,7 +461,7 @@ def self_check(device: torch.device) -> None:
         device: Where to run them.
 
     Raises:
-        RuntimeError: If a result differs by more than 2^-8 of its value + 1e-5 (twice the rounding of bfloat16; 2^-4
+        RuntimeError: If a result differs by more than 2^-7 of its value + 1e-5 (twice the rounding of bfloat16; 2^-4
             for float8). Whatever Triton raises passes through.
     """
     generator = torch.Generator(device).manual_seed(0)
@@ -478,7 +478,7 @@ def self_check(device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
         x = normal(3, 45)[:, 3:]
         values, scales = quantize_rows(x)
-        _compare("quantize_rows", values.float() * scales, x.float(), relative=2**-4, absolute=1e-2)
+        _compare("quantize_rows", values.float() * scales, x.float(), relative=2**-4)
     _check_merge_attention(normal(3, 9, 20)[..., :12], normal(3, 9, 12), normal(2, 9, 3).float())
 
 
@@ -507,7 +507,7 @@ def _check_merge_attention(first: Tensor, second: Tensor, lse: Tensor) -> None:
     _compare("merge_attention", merged, shares[0] * first.float() + shares[1] * second.float())
 
 
-def _compare(name: str, found: Tensor, expected: Tensor, relative: float = 2**-8, absolute: float = 1e-5) -> None:
+def _compare(name: str, found: Tensor, expected: Tensor, relative: float = 2**-7, absolute: float = 1e-5) -> None:
     error = (found.float() - expected).abs()
     if not (error <= relative * expected.abs() + absolute).all():  # a NaN is an error too
         raise RuntimeError(
