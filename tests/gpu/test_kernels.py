@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from qwen_retrieval.engine.kernels import rope_table, rotate
+from qwen_retrieval.engine import decoder
+from qwen_retrieval.engine.engine import load_embedding_engine
+from qwen_retrieval.engine.kernels import EagerKernels, FusedKernels, Rope, rope_table, rotate
+from qwen_retrieval.engine.weights import DecoderConfig
+from qwen_retrieval.loading import read_config
+from tests.checkpoints import TINY, write_checkpoint
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
@@ -171,13 +177,11 @@ def test_rotated_heads_err_no_more_than_twice_transformers(heads: tuple[int, int
     size = 128 if query > 3 else 12
     qkv = normal(3, (query + 2 * key) * size, dtype=dtype)
     weight = torch.cat([(1 + normal(1, size, seed=i)).expand(n, size) for i, n in enumerate(heads)]).to(dtype)
-    positions = torch.tensor([300, 0, 2], device=DEVICE)
-    tables = rope_table(torch.arange(301, device=DEVICE), size, 1e6, torch.float32)
-    cos, sin = (each[:, 0] for each in tables)  # (P, D / 2)
-    at = [each[positions] for each in tables]  # (T, 1, D / 2)
+    rope = Rope(rope_table(301, size, 1e6, DEVICE), torch.tensor([300, 0, 2], device=DEVICE))
+    at = rope.rows(torch.float32)  # (T, 1, D / 2)
     x = qkv.view(3, -1, size)
     before = x.clone()
-    norm_rotate(x[:, : query + key], weight, cos, sin, positions, EPS)
+    norm_rotate(x[:, : query + key], weight, rope.cos, rope.sin, rope.positions, EPS)
     assert torch.equal(x[:, query + key :], before[:, query + key :])  # the values
     rows = before[:, : query + key]
     exact = rotate(exact_norm(rows, weight), (at[0].double(), at[1].double()))
@@ -347,6 +351,19 @@ def test_wrong_shapes_are_refused() -> None:
         norm_rotate(normal(2, 3, 8), normal(3, 8), normal(5, 4), normal(5, 4), torch.zeros(1, dtype=torch.int64), EPS)
     with pytest.raises(ValueError, match=r"log-sum-exps \(H, T\)"):
         merge_attention(normal(2, 3, 8), normal(2, 3), normal(2, 3, 8), normal(3, 2))
+
+
+def test_a_forward_pass_with_them_is_that_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "no-tokenizer"
+    empty.mkdir()
+    folder = write_checkpoint(tmp_path / "model", empty, TINY, prefix=True, vocab_size=100)
+    config = DecoderConfig.from_json(read_config(folder))
+    batch = [[1, 2, 3], [1, 2, 4, 5]]
+    vectors = []
+    for kernels in (EagerKernels(), FusedKernels()):
+        monkeypatch.setattr(decoder, "choose_kernels", lambda _, kernels=kernels: kernels)
+        vectors.append(load_embedding_engine(folder, config, str(DEVICE), "float32").embed(batch))
+    assert 0 < np.abs(vectors[0] - vectors[1]).max() < 1e-5 * np.abs(vectors[0]).max()
 
 
 def test_the_self_check_passes() -> None:

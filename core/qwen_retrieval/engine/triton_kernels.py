@@ -7,7 +7,8 @@ value: two `add_rms_norm` of 8 h, one `norm_rotate` of 4 H D + 4 D and one `silu
 
 Each is also a torch operator, `torch.ops.qwen_retrieval.<name>`: torch's modes see one call per launch, and
 `FakeTensorMode` traces the GPU path where there is no GPU. Importing this module needs Triton, but neither a GPU nor a
-compiler; the first launch for a new shape of layer needs both, and takes Triton about a second (then cached on disk).
+compiler; the first launch for a new shape of layer needs both, and some tenths of a second to compile, which Triton
+caches on disk.
 
 Launch parameters are fixed by shape, not tuned at run time. They follow one rule: 16 values of each input per thread,
 which is two loads of 16 bytes, with as few warps per program as that takes. Small programs keep the reductions inside
@@ -334,7 +335,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (T, k) float8_e4m3fn and (T, 1) float32, so that their product is `x` within 1/16 of each value (or 2^-10 of
         the scale, for values below 2^-6 of it). The scale is the row's largest magnitude / 448, or 1 for a row of
-        zeros (magnitudes below 1e-30 count as zero). A NaN or an infinity becomes a NaN.
+        zeros (magnitudes below 1e-30 count as zero). A NaN or an infinity becomes a NaN, and so does what is computed
+        from its row.
 
     Raises:
         ValueError: If shape or strides are others.
