@@ -170,18 +170,21 @@ def choose_kernels(device: torch.device) -> Kernels:
 class FusedKernels:
     """The kernels of `triton_kernels`: each reads its inputs once and writes its result once (CUDA)."""
 
+    def __init__(self) -> None:
+        self._triton = triton_kernels()
+
     def add_rms_norm(self, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         """See `Kernels.add_rms_norm`."""
-        normed: Tensor = triton_kernels().add_rms_norm(hidden, delta, weight, eps)
+        normed: Tensor = self._triton.add_rms_norm(hidden, delta, weight, eps)
         return normed
 
     def norm_rotate(self, heads: Tensor, weight: Tensor, rope: Rope, eps: float) -> None:
         """See `Kernels.norm_rotate`."""
-        triton_kernels().norm_rotate(heads, weight, rope.cos, rope.sin, rope.positions, eps)
+        self._triton.norm_rotate(heads, weight, rope.cos, rope.sin, rope.positions, eps)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """See `Kernels.silu_mul`."""
-        out: Tensor = triton_kernels().silu_mul(gate_up)
+        out: Tensor = self._triton.silu_mul(gate_up)
         return out
 
 
