@@ -117,8 +117,10 @@ async def test_an_error_after_its_caller_has_gone_is_no_news(caplog: pytest.LogC
 def test_ctrl_c_ends_a_program_that_waits_for_a_load() -> None:
     code = """
 import time
-from qwen_retrieval import Embedder, Reranker
+from qwen_retrieval import Embedder, lazy
 from qwen_retrieval.lazy import LazyModel, ModelOptions
+
+lazy._PATIENCE = 0.2
 
 class Endless(Embedder):
     @classmethod
