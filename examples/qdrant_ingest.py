@@ -7,9 +7,8 @@ FOLDER keeps the collection for the next time; --all takes all modules instead o
 
 import argparse
 import tempfile
-from collections.abc import Iterator
 
-from qdrant_qwen_retrieval import QdrantIndex, Record
+from qdrant_qwen_retrieval import QdrantIndex
 from qdrant_qwen_retrieval.python_docs import standard_library
 from qwen_retrieval import Embedder, Reranker
 
@@ -26,10 +25,8 @@ parser.add_argument("--all", action="store_true")
 options = parser.parse_args()
 
 
-def documentation() -> Iterator[Record]:
-    """Docstrings of the standard library, read from its sources."""
-    return (record for record in standard_library() if options.all or record.id.split(".")[0] in MODULES)
-
+# Docstrings of the standard library, read from its sources.
+documentation = [one for one in standard_library() if options.all or one.id.split(".")[0] in MODULES]
 
 with (
     tempfile.TemporaryDirectory() as temporary,
@@ -37,7 +34,7 @@ with (
     Reranker.from_pretrained("demo") as reranker,
     QdrantIndex("python", embedder=embedder, path=options.folder or temporary) as index,
 ):
-    report = index.ingest(documentation(), progress=True)
+    report = index.ingest(documentation, progress=True)
     print(f"{report.records} records, {report.embedded} chunks embedded")
 
     for question in QUESTIONS:
@@ -46,5 +43,5 @@ with (
             place = f"{hit.retrieval_rank} -> {hit.rank}"  # before and after reranking
             print(f"{hit.relevance_score:.3f}  {place:7}  {hit.record_id:28}  {' '.join(hit.text.split())[:60]}")
 
-    again = index.ingest(documentation())
+    again = index.ingest(documentation)
     print(f"\nThe second time {again.embedded} chunks are embedded, {again.skipped} are there already.")

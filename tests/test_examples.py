@@ -12,8 +12,9 @@ import pytest
 from qdrant_qwen_retrieval import describe
 
 SCORE = re.compile(r"(?:relevance )?(\d\.\d+)")
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-ON_THEIR_OWN = [path for path in EXAMPLES if path.stem != "ray_ingest"]  # that one has tests of its own
+EXAMPLES = {path.stem: path for path in (Path(__file__).parents[1] / "examples").glob("*.py")}
+# One has tests of its own. The other runs below with a folder to keep, and in .ci/run without: it takes long.
+AS_THEY_STAND = sorted(EXAMPLES.keys() - {"ray_ingest", "qdrant_ingest"})
 
 
 def run(*arguments: str | Path, cwd: Path) -> list[str]:
@@ -23,18 +24,24 @@ def run(*arguments: str | Path, cwd: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("example", ON_THEIR_OWN, ids=lambda path: path.name)
-def test_example_runs_without_a_warning_and_prints_the_best_first(example: Path, tmp_path: Path) -> None:
-    found = [line for line in run(example, cwd=tmp_path) if SCORE.match(line)]
+def best_of(lines: list[str]) -> str:
+    """The first of at least three results, which must be the best one."""
+    found = [line for line in lines if SCORE.match(line)]
     scores = [float(match[1]) for line in found if (match := SCORE.match(line))]
     assert len(scores) >= 3
     assert scores[:3] == sorted(scores[:3], reverse=True)
-    assert "shutil.rmtree" in found[0] or example.name == "search_folder.py"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", AS_THEY_STAND)
+def test_example_runs_without_a_warning_and_prints_the_best_first(name: str, tmp_path: Path) -> None:
+    best = best_of(run(EXAMPLES[name], cwd=tmp_path))
+    assert "shutil.rmtree" in best or name == "search_folder"
 
 
 def test_qdrant_ingest_keeps_the_collection_in_the_folder_it_is_given(tmp_path: Path) -> None:
-    (example,) = (path for path in EXAMPLES if path.stem == "qdrant_ingest")
-    lines = run(example, "store", cwd=tmp_path)
+    lines = run(EXAMPLES["qdrant_ingest"], "store", cwd=tmp_path)
+    assert "shutil.rmtree" in best_of(lines)
     records, embedded = (int(number) for number in re.findall(r"\d+", lines[0]))
     description = describe("python", path=tmp_path / "store")
     assert (description.records, description.points) == (records, embedded)
@@ -43,7 +50,6 @@ def test_qdrant_ingest_keeps_the_collection_in_the_folder_it_is_given(tmp_path: 
 
 
 def test_search_folder_searches_the_folder_it_is_given(tmp_path: Path) -> None:
-    (example,) = (path for path in EXAMPLES if path.stem == "search_folder")
     (tmp_path / "notes.md").write_text("# Backup\n\nCopy every file to the other disk.\n")
-    (line,) = run(example, tmp_path, "copy a file", cwd=tmp_path)
+    (line,) = run(EXAMPLES["search_folder"], tmp_path, "copy a file", cwd=tmp_path)
     assert "notes.md#Backup" in line

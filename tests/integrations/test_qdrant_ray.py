@@ -117,15 +117,16 @@ def test_two_actors_do_what_one_process_does_and_may_be_mixed_with_it(
         before = ingest(index, ROWS[:5])  # a local ingestion that was stopped after five records
 
         command = [str(EXAMPLE), str(file), "--url", server["url"], "--grpc-port", str(server["grpc_port"])]
-        command += ["--collection", "ray", "--actors", "2", "--rows", "5", "--id-field", "key", "--text-field", "body"]
-        command += ["--dtype", "float32"]
+        command += ["--collection", "ray", "--rows", "5", "--id-field", "key", "--text-field", "body"]
+        command += ["--dtype", "float32", "--actors"]
+        runs = [json.dumps([*command, actors]) for actors in "21"]  # one is enough where nothing is left to do
         environment = os.environ | {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": cluster.token,  # or Ray would write one into the home folder
         }
         done = subprocess.run(
-            [sys.executable, "-c", DRIVER, cluster.folder, json.dumps(command), json.dumps(command)],
+            [sys.executable, "-c", DRIVER, cluster.folder, *runs],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
