@@ -11,7 +11,7 @@ PYTHON ?= python3
 MODEL ?= demo
 DIST ?= dist
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -n auto --maxprocesses 4
+PYTEST_FLAGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
