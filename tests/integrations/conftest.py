@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from tests.qdrant_server import Server
 
 # What needs Qdrant is imported by the fixtures: other adapters are tested without it, too.
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_certificates() -> Iterator[None]:
+    """httpx reads the certificates of all authorities for each client, for 20 ms; no server of these tests encrypts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(Path(__file__).parent))  # where there are none
+        yield
 
 
 @pytest.fixture(params=[False, True], ids=["rest", "grpc"])
