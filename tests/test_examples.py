@@ -13,8 +13,8 @@ from qdrant_qwen_retrieval import describe
 
 SCORE = re.compile(r"(?:relevance )?(\d\.\d+)")
 EXAMPLES = {path.stem: path for path in (Path(__file__).parents[1] / "examples").glob("*.py")}
-# One has tests of its own. The other runs below with a folder to keep, and in .ci/run without: it takes long.
-AS_THEY_STAND = sorted(EXAMPLES.keys() - {"ray_ingest", "qdrant_ingest"})
+# One has tests of its own. The others run below with a folder of their own, and in .ci/run without: that takes long.
+AS_THEY_STAND = sorted(EXAMPLES.keys() - {"ray_ingest", "qdrant_ingest", "search_folder"})
 
 
 def run(*arguments: str | Path, cwd: Path) -> list[str]:
@@ -35,8 +35,7 @@ def best_of(lines: list[str]) -> str:
 
 @pytest.mark.parametrize("name", AS_THEY_STAND)
 def test_example_runs_without_a_warning_and_prints_the_best_first(name: str, tmp_path: Path) -> None:
-    best = best_of(run(EXAMPLES[name], cwd=tmp_path))
-    assert "shutil.rmtree" in best or name == "search_folder"
+    assert "shutil.rmtree" in best_of(run(EXAMPLES[name], cwd=tmp_path))
 
 
 def test_qdrant_ingest_keeps_the_collection_in_the_folder_it_is_given(tmp_path: Path) -> None:
@@ -50,6 +49,7 @@ def test_qdrant_ingest_keeps_the_collection_in_the_folder_it_is_given(tmp_path: 
 
 
 def test_search_folder_searches_the_folder_it_is_given(tmp_path: Path) -> None:
-    (tmp_path / "notes.md").write_text("# Backup\n\nCopy every file to the other disk.\n")
-    (line,) = run(EXAMPLES["search_folder"], tmp_path, "copy a file", cwd=tmp_path)
-    assert "notes.md#Backup" in line
+    notes = {"Backup": "Copy every file to the other disk.", "Garden": "Water the roses.", "Music": "Practise scales."}
+    for title, text in notes.items():
+        (tmp_path / f"{title}.md").write_text(f"# {title}\n\n{text}\n")
+    assert "Backup.md#Backup" in best_of(run(EXAMPLES["search_folder"], tmp_path, "copy a file", cwd=tmp_path))
