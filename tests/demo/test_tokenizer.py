@@ -93,6 +93,6 @@ def test_only_the_embedder_appends_the_end_token() -> None:
 
 @pytest.mark.parametrize("unit", ["a", "a b ", "-", "你", "\0", "aB", "=-", "_", "e\u0301", "\n"])
 def test_a_long_text_takes_seconds_at_most(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     PLAIN.encode(unit * (300_000 // len(unit)), add_special_tokens=False)
-    assert time.perf_counter() - started < 20
+    assert time.thread_time() - started < 20
