@@ -6,13 +6,15 @@
     python -m benchmarks.load memory   [--calls 100000] [--out FILE]
 
 `callers` is the closed loop, `arrivals` the open one; both with merging, without, and against sentence-transformers.
-`--model 0.6B-random` takes the published shape with random weights instead of the demo pair. `--forms threads` or
-`tasks` measures one form only, `--only` the contenders whose names begin so. See README.md beside this file.
+`--model 0.6B-random` takes the published shape with random weights instead of the demo pair, `--model simulated` an
+engine that waits instead of computing: then a busy machine disturbs little, and queue and callers are what is measured.
+`--forms threads` or `tasks` measures one form only, `--only` the contenders whose names begin so. See README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import tempfile
@@ -24,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_index.core import MockEmbedding
 from tokenizers import Tokenizer
 
 from benchmarks import load_display, load_scenarios
 from benchmarks.cpu import machine
-from benchmarks.load_contenders import of_embedder, of_reranker, one_at_a_time, sentence_transformers
+from benchmarks.load_contenders import SimulatedDevice, of_embedder, of_reranker, one_at_a_time, sentence_transformers
 from benchmarks.load_drivers import Contender
-from benchmarks.load_memory import grown, settled, slope, watch
+from benchmarks.load_memory import Log, watch
 from benchmarks.workloads import SEED, checkpoints, documents, prose
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.hub import model_folder
@@ -54,7 +57,8 @@ class Models:
         """Everything that can be called, ours first."""
         ours = of_embedder(self.embedder, self.queries)
         reranker = of_reranker(self.reranker, self.queries, documents(512, self.folder))
-        peers = sentence_transformers(self.folder, self.embedder, self.queries)
+        is_real = self.embedder.device != "custom"
+        peers = sentence_transformers(self.folder, self.embedder, self.queries) if is_real else []
         return [ours[0], one_at_a_time(ours[0]), *peers, *ours[1:], reranker, one_at_a_time(reranker)]
 
 
@@ -78,10 +82,14 @@ def queries(count: int, tokenizer_folder: Path) -> list[str]:
 
 
 def load_models(name: str, dtype: str, scratch: Path, stack: ExitStack) -> Models:
-    """The demo pair, or random weights of the 0.6B shape, written to `scratch`."""
+    """The demo pair, its texts on a simulated device, or random weights of the 0.6B shape, written to `scratch`."""
     pair = checkpoints(scratch) if name == "0.6B-random" else (model_folder("demo", "embedding"), Path("demo"))
     embedder = stack.enter_context(Embedder.from_pretrained(str(pair[0]), dtype=dtype, device="cpu"))
     reranker = stack.enter_context(Reranker.from_pretrained(str(pair[1]), dtype=dtype, device="cpu"))
+    if name == "simulated":
+        device, budget = SimulatedDevice(embedder.spec.hidden_size), embedder.max_batch_tokens
+        embedder = stack.enter_context(Embedder(device, embedder.tokenizer, embedder.spec, max_batch_tokens=budget))
+        reranker = stack.enter_context(Reranker(device, reranker.tokenizer, reranker.spec, max_batch_tokens=budget))
     return Models(embedder, reranker, pair[0], queries(QUERIES, pair[0]))
 
 
@@ -108,26 +116,33 @@ def run_bulk(models: Models, options: argparse.Namespace) -> list[dict[str, Any]
 
 def run_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Many calls of every adapter on a fake engine, so that the rest is what is watched."""
-    embedder = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec())
-    reports = []
+    # Without an instruction: of short inputs the fake engine, which is slow, leaves more to what is watched.
+    embedder = Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec(), instruction="")
+    ours = of_embedder(embedder, ["How do I copy a file?", "What is a socket?"])
+    # What callers themselves, and LlamaIndex by itself, take.
+    nothing = Contender("nothing", lambda _: None, lambda _: asyncio.sleep(0))
+    mock = MockEmbedding(embed_dim=embedder.dimensions)
+    mocked = Contender(
+        "mock of LlamaIndex", lambda _: mock.get_query_embedding("a"), lambda _: mock.aget_query_embedding("a")
+    )
+    reports: list[dict[str, Any]] = []
     with embedder:
-        for contender in _chosen(of_embedder(embedder, ["How do I copy a file?", "What is a socket?"]), options.only):
+        for contender in _chosen([nothing, mocked, *ours], options.only):
             for form in options.forms:
-                samples = watch(contender, options.calls, callers=16, samples=25, tasks=form == "tasks")
-                calls = [one.calls for one in settled(samples)]
-                reports.append(
-                    {
-                        "contender": contender.name,
-                        "form": form,
-                        "calls": options.calls,
-                        "resident_bytes_per_call": asdict(slope(calls, [one.resident for one in settled(samples)])),
-                        "blocks_per_call": asdict(slope(calls, [one.blocks for one in settled(samples)])),
-                        "grown": grown(samples),
-                        "samples": [asdict(one) for one in samples],
-                    }
-                )
+                log = watch(contender, options.calls, callers=16, parts=25, tasks=form == "tasks")
+                reports.append({"contender": contender.name, "form": form, "calls": options.calls, **_describe(log)})
                 load_display.memory(reports[-1:])
     return reports
+
+
+def _describe(log: Log) -> dict[str, Any]:
+    return {
+        "resident_bytes_per_call": asdict(log.slope("resident")),
+        "blocks_per_call": asdict(log.slope("blocks")),
+        "grown": log.grown,
+        "resident": log.resident.tolist(),
+        "blocks": log.blocks.tolist(),
+    }
 
 
 def _chosen(contenders: Sequence[Contender], only: Sequence[str] | None) -> list[Contender]:
@@ -140,7 +155,7 @@ def _chosen(contenders: Sequence[Contender], only: Sequence[str] | None) -> list
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Latency under load; see benchmarks/README.md")
     parser.add_argument("what", choices=["callers", "arrivals", "bulk", "memory"])
-    parser.add_argument("--model", choices=["demo", "0.6B-random"], default="demo")
+    parser.add_argument("--model", choices=["demo", "simulated", "0.6B-random"], default="demo")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--forms", nargs="+", choices=["threads", "tasks"], default=["threads", "tasks"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,12 +18,39 @@ from benchmarks.load_drivers import Contender
 from langchain_qwen_retrieval import QwenEmbeddings
 from llama_index.embeddings.qwen_retrieval import QwenEmbedding
 from qwen_retrieval import Embedder, Reranker
+from qwen_retrieval.types import FloatArray, TokenIds
 
 DOCUMENTS_PER_QUERY = 8
 """What a call of the reranker scores."""
 
+SECONDS_PER_PASS, SECONDS_PER_TOKEN = 0.02, 1e-4
+"""Of the simulated device: 200 tokens take as long again as none. The demo model on a processor has some 150, and the
+0.6B model on a GPU a thousand or two. Long enough that a millisecond of the operating system's is little."""
+
 SAME = 0.98
 """Cosine of a query's vectors above which two programs are taken to compute the same; bfloat16 costs up to 0.01."""
+
+
+class SimulatedDevice:
+    """An engine that waits instead of computing, as for a device that nothing else disturbs.
+
+    It leaves the processor to callers and queue, so that what these do shows on a busy machine as well.
+
+    Args:
+        hidden_size: Length of the vectors.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        self.hidden_size = hidden_size
+
+    def embed(self, batch: list[TokenIds]) -> FloatArray:
+        """Vectors of ones, (n, hidden_size), after the time that n inputs take."""
+        return np.ones((len(self.score(batch)), self.hidden_size), dtype=np.float32)
+
+    def score(self, batch: list[TokenIds]) -> FloatArray:
+        """Zeros, (n,), after the time that n inputs take."""
+        time.sleep(SECONDS_PER_PASS + SECONDS_PER_TOKEN * sum(map(len, batch)))
+        return np.zeros(len(batch), dtype=np.float32)
 
 
 class FairLock:

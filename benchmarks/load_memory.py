@@ -7,11 +7,12 @@ import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.load_drivers import Contender, Outcome, Saturation, drive_tasks, drive_threads
 
@@ -20,20 +21,45 @@ OURS = ("qwen_retrieval", "langchain_qwen_retrieval", "llama_index.embeddings.qw
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The process at one moment, after a garbage collection.
+class Log:
+    """Looks at the process, each after a garbage collection.
+
+    All numbers have their place from the start, so that looking does not grow the memory.
 
     Attributes:
-        calls: Made so far.
-        resident: Bytes of memory that the process holds; 0 where there is no /proc.
-        blocks: Pieces of memory that Python's allocator has given out, of everything in the process.
-        objects: Live objects by class, of ours, futures and tasks.
+        calls: (n,) int64, calls made before each look.
+        resident: (n,) int64, bytes of memory that the process holds; 0 where there is no /proc.
+        blocks: (n,) int64, pieces of memory that Python's allocator has given out, to everything in the process.
+        objects: Live objects by class, of ours, futures and tasks: after the first part of the calls, and at the end.
     """
 
-    calls: int
-    resident: int
-    blocks: int
-    objects: Counter[str]
+    calls: npt.NDArray[np.int64]
+    resident: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    objects: list[Counter[str]]
+
+    @classmethod
+    def of(cls, calls: int, parts: int) -> Log:
+        """An empty log of looks at the beginning and after each of so many parts."""
+        upto = np.linspace(0, calls, parts + 1).astype(np.int64)
+        return cls(upto, np.zeros_like(upto), np.zeros_like(upto), [])
+
+    def note(self, part: int) -> None:
+        """Look now."""
+        gc.collect()
+        self.resident[part], self.blocks[part] = _resident(), sys.getallocatedblocks()
+        if part in (1, len(self.calls) - 1):
+            self.objects.append(_objects())
+
+    @property
+    def grown(self) -> dict[str, int]:
+        """Classes of ours of which more are alive at the end than after the first part, and how many more."""
+        return dict(self.objects[-1] - self.objects[0])
+
+    def slope(self, name: Literal["resident", "blocks"]) -> Slope:
+        """Growth per call, without the first fifth, in which pools of threads and memory fill for the first time."""
+        first = max(1, len(self.calls) // 5)
+        return fit(self.calls[first:], getattr(self, name)[first:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +75,10 @@ class Slope:
     error: float
 
 
-def sample(calls: int) -> Sample:
-    """Look at this process."""
-    gc.collect()
-    kinds = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
-    kept = {kind: count for kind, count in kinds.items() if kind.startswith((*OURS, "_asyncio"))}
-    return Sample(calls, _resident(), sys.getallocatedblocks(), Counter(kept))
+def _objects() -> Counter[str]:
+    kinds = Counter(map(type, gc.get_objects()))
+    names = Counter({f"{kind.__module__}.{kind.__qualname__}": count for kind, count in kinds.items()})
+    return Counter({name: count for name, count in names.items() if name.startswith((*OURS, "_asyncio"))})
 
 
 def _resident() -> int:
@@ -62,32 +86,30 @@ def _resident() -> int:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
-def watch(contender: Contender, calls: int, *, callers: int, samples: int, tasks: bool) -> list[Sample]:
+def watch(contender: Contender, calls: int, *, callers: int, parts: int, tasks: bool) -> Log:
     """Make calls, and look at the process in between.
 
     Args:
         contender: What is called.
         calls: How often, in all.
         callers: How many threads or tasks call at once.
-        samples: How many looks, after as many equal parts of the calls; one more stands at the beginning.
+        parts: After how many equal parts of the calls to look; at least 2.
         tasks: Whether callers are tasks of an event loop, or threads.
 
     Raises:
         ExceptionGroup: Calls failed.
     """
-    found = [sample(0)]
-    done = 0
+    log = Log.of(calls, parts)
+    log.note(0)
     with asyncio.Runner() as runner:
-        for part in range(1, samples + 1):
-            upto = calls * part // samples
-            work = Saturation(upto - done)
+        for part in range(1, parts + 1):
+            work = Saturation(int(log.calls[part] - log.calls[part - 1]))
             if tasks:
                 _check(runner.run(drive_tasks(contender.acall, work, callers)))
             else:
                 _check(drive_threads(contender.call, work, callers))
-            done = upto
-            found.append(sample(done))
-    return found
+            log.note(part)
+    return log
 
 
 def _check(outcome: Outcome) -> None:
@@ -95,25 +117,15 @@ def _check(outcome: Outcome) -> None:
         raise ExceptionGroup(f"{len(outcome.errors)} calls failed", outcome.errors)
 
 
-def slope(calls: Sequence[float], values: Sequence[float]) -> Slope:
+def fit(calls: npt.ArrayLike, values: npt.ArrayLike) -> Slope:
     """Fit a line.
 
     Args:
-        calls: At least three different numbers.
-        values: What was there after so many calls.
+        calls: (n,) at least three different numbers.
+        values: (n,) what was there after so many calls.
     """
     x, y = np.asarray(calls, dtype=np.float64), np.asarray(values, dtype=np.float64)  # (n,)
     x = x - x.mean()
     per_call = float(x @ y / (x @ x))
     residuals = y - y.mean() - per_call * x  # (n,)
     return Slope(per_call, float(np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x))))
-
-
-def settled(samples: Sequence[Sample]) -> list[Sample]:
-    """Without the first fifth, in which pools of threads and memory fill for the first time."""
-    return list(samples[max(1, len(samples) // 5) :])
-
-
-def grown(samples: Sequence[Sample]) -> dict[str, int]:
-    """Classes of ours of which more are alive at the end than after the first part, and how many more."""
-    return dict(samples[-1].objects - samples[1].objects)

@@ -6,7 +6,6 @@ import asyncio
 import math
 import threading
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from benchmarks.load_drivers import (
     percentile,
     poisson,
 )
-from benchmarks.load_memory import Sample, grown, settled, slope, watch
+from benchmarks.load_memory import Log, fit, watch
 from qwen_retrieval import Embedder
 from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec
 
@@ -55,7 +54,7 @@ def refusing(numbers: set[int]) -> Contender:
 
 
 def counting(engine: FakeEmbeddingEngine) -> Embedder:
-    return Embedder(engine, ByteTokenizer(), fake_embedding_spec())
+    return Embedder(engine, ByteTokenizer(), fake_embedding_spec(), instruction="")
 
 
 def test_an_arrival_schedule_is_reproducible_and_another_seed_gives_another() -> None:
@@ -181,10 +180,10 @@ def test_calls_share_batches_unless_they_go_one_at_a_time(form: str) -> None:
 def test_thousands_of_calls_through_every_adapter_leave_nothing_of_ours_behind(form: str) -> None:
     with counting(FakeEmbeddingEngine()) as embedder:
         for contender in of_embedder(embedder, ["a", "b"]):
-            samples = watch(contender, CALLS, callers=8, samples=2, tasks=form == "tasks")
+            log = watch(contender, CALLS, callers=8, parts=2, tasks=form == "tasks")
 
             # What a single call left behind would be there 400 times; what the first of them make once stays.
-            assert sum(grown(samples).values()) < CALLS / 100, (contender.name, grown(samples))
+            assert sum(log.grown.values()) < CALLS / 100, (contender.name, log.grown)
 
 
 def test_a_leak_of_one_object_per_call_is_seen() -> None:
@@ -193,22 +192,22 @@ def test_a_leak_of_one_object_per_call_is_seen() -> None:
     class Leaky(Outcome):
         __module__ = "qwen_retrieval.leaky"
 
-    samples = watch(
+    log = watch(
         Contender("leaky", lambda _: kept.append(Leaky()), lambda _: asyncio.sleep(0)),
         200,
         callers=2,
-        samples=2,
+        parts=2,
         tasks=False,
     )
 
-    (count,) = grown(samples).values()
+    (count,) = log.grown.values()
     assert count == 100
 
 
 def test_a_slope_is_fitted_with_its_standard_error() -> None:
     calls = [float(number) for number in range(10)]
-    exact = slope(calls, [3.0 + 2.0 * call for call in calls])
-    noisy = slope(calls, [3.0 + 2.0 * call + (-1) ** int(call) for call in calls])
+    exact = fit(calls, [3.0 + 2.0 * call for call in calls])
+    noisy = fit(calls, [3.0 + 2.0 * call + (-1) ** int(call) for call in calls])
     (expected, _), covariance = np.polyfit(calls, [3.0 + 2.0 * call + (-1) ** int(call) for call in calls], 1, cov=True)
 
     assert exact.per_call == pytest.approx(2.0)
@@ -217,7 +216,9 @@ def test_a_slope_is_fitted_with_its_standard_error() -> None:
     assert noisy.error == pytest.approx(math.sqrt(covariance[0][0]))
 
 
-def test_the_first_fifth_of_the_samples_is_left_out_of_the_fit() -> None:
-    samples = [Sample(number, 0, 0, Counter()) for number in range(11)]
+def test_growth_is_fitted_without_the_first_fifth() -> None:
+    log = Log.of(100, 10)
+    log.resident[:] = [0, 500, *range(1000, 1009)]
 
-    assert [one.calls for one in settled(samples)] == list(range(2, 11))
+    assert log.calls.tolist() == list(range(0, 101, 10))
+    assert log.slope("resident").per_call == pytest.approx(0.1)
