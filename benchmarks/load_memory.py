@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ class Log:
 
     Attributes:
         calls: (n,) int64, calls made before each look.
-        resident: (n,) int64, bytes of memory that the process holds; 0 where there is no /proc.
+        resident: (n,) int64, bytes that the process holds, without files that are mapped and can be dropped at any
+            time; 0 where there is no /proc.
         blocks: (n,) int64, pieces of memory that Python's allocator has given out, to everything in the process.
         objects: Live objects by class, of ours, futures and tasks: after the first part of the calls, and at the end.
     """
@@ -82,8 +82,9 @@ def _objects() -> Counter[str]:
 
 
 def _resident() -> int:
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+    path = Path("/proc/self/status")
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
 def watch(contender: Contender, calls: int, *, callers: int, parts: int, tasks: bool) -> Log:
