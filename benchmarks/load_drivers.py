@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-LEAD = 0.2
+LEAD = 0.3
 """Seconds between making a schedule and its first call, in which hundreds of callers are started."""
 
 

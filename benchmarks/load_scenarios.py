@@ -7,10 +7,12 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.load_drivers import (
+    LEAD,
     Arrivals,
     Contender,
     Outcome,
@@ -38,18 +40,32 @@ QUERY_CALLERS = 16
 Row = dict[str, Any]
 
 
-def drive(contender: Contender, form: str, work: Work, callers: int, runner: asyncio.Runner) -> Outcome:
-    """Make the calls by threads or by tasks."""
+def drive(contender: Contender, form: str, begin: Callable[[], Work], callers: int, runner: asyncio.Runner) -> Outcome:
+    """Make the calls by threads or by tasks.
+
+    Args:
+        contender: What is called.
+        form: "threads" or "tasks".
+        begin: Makes the work, once everything is ready: a schedule starts when it is made.
+        callers: How many.
+        runner: The event loop of tasks.
+    """
     gc.collect()
     if form == "threads":
-        return drive_threads(contender.call, work, callers)
-    return runner.run(drive_tasks(contender.acall, work, callers))
+        return drive_threads(contender.call, begin(), callers)
+    return runner.run(drive_tasks(contender.acall, begin(), callers))
 
 
-def measure(contender: Contender, form: str, work: Work, callers: int, runner: asyncio.Runner) -> Row:
+def measure(contender: Contender, form: str, begin: Callable[[], Work], callers: int, runner: asyncio.Runner) -> Row:
     """The summary of a run, and the processor time of a call, which other programs disturb less than latency."""
-    start = time.process_time()
-    outcome = drive(contender, form, work, callers, runner)
+    start = 0.0
+
+    def timed() -> Work:
+        nonlocal start
+        start = time.process_time()  # not before: a garbage collection comes first
+        return begin()
+
+    outcome = drive(contender, form, timed, callers, runner)
     return outcome.summary() | {"cpu_ms": 1e3 * (time.process_time() - start) / len(outcome.spans)}
 
 
@@ -57,7 +73,7 @@ def warm_up(contenders: Sequence[Contender], forms: Sequence[str], runner: async
     """A few calls of each, so that nothing is loaded or allocated for the first time on the clock."""
     for contender in contenders:
         for form in forms:
-            drive(contender, form, Saturation(8), 2, runner)
+            drive(contender, form, lambda: Saturation(8), 2, runner)
 
 
 def closed_loop(
@@ -74,8 +90,8 @@ def closed_loop(
             for form in forms:
                 for count in callers:
                     for contender in contenders:
-                        work = Saturation(max(FEWEST_CALLS, calls_each * count))
-                        found = measure(contender, form, work, count, runner)
+                        calls = max(FEWEST_CALLS, calls_each * count)
+                        found = measure(contender, form, partial(Saturation, calls), count, runner)
                         rows.setdefault((form, count, contender.name), []).append(found)
     first = contenders[0].name
     return [
@@ -107,14 +123,14 @@ def open_loop(
         warm_up(contenders, forms, runner)
         for number in range(rounds):
             for form in forms:
-                capacity = drive(contenders[0], form, Saturation(4 * callers), callers, runner).per_second
+                capacity = drive(contenders[0], form, lambda: Saturation(4 * callers), callers, runner).per_second
                 overloaded: set[str] = set()
                 for share in shares:
                     times = poisson(share * capacity, seconds, seed=number)
                     for contender in contenders:
                         if contender.name in overloaded:
                             continue
-                        found = measure(contender, form, Arrivals(times), callers, runner)
+                        found = measure(contender, form, partial(Arrivals, times), callers, runner)
                         if found["given_up"] > OVERLOADED * len(times):
                             overloaded.add(contender.name)
                         found |= {"round": number, "offered_per_second": share * capacity}
@@ -167,29 +183,17 @@ def beside_bulk(
 def _bulk_round(
     contender: Contender, embedder: Embedder, documents: Sequence[str], form: str, runner: asyncio.Runner, seed: int
 ) -> Row:
-    one = drive(contender, form, Saturation(FEWEST_CALLS), 1, runner)
+    one = drive(contender, form, lambda: Saturation(FEWEST_CALLS), 1, runner)
     rate = QUERY_SHARE / statistics.mean(one.latencies)
     start, batches = time.perf_counter(), embedder._worker.batches
     embedder.embed_documents(documents)
     bulk, batches = time.perf_counter() - start, embedder._worker.batches - batches
-    alone = drive(contender, form, Arrivals(poisson(rate, bulk, seed=seed)), QUERY_CALLERS, runner)
+    alone = drive(contender, form, lambda: Arrivals(poisson(rate, bulk, seed=seed)), QUERY_CALLERS, runner)
 
-    arrivals = Arrivals(poisson(rate, 20 * bulk, seed=seed))
-    times: list[float] = []
-
-    def run() -> None:
-        time.sleep(0.2)  # the callers begin
-        times.append(time.perf_counter())
-        embedder.embed_documents(documents)
-        times.append(time.perf_counter())
-        arrivals.stop()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    beside = drive(contender, form, arrivals, QUERY_CALLERS, runner)
-    thread.join()
-    begin, end = times
-    during = Outcome([span for span in beside.spans if begin <= span[0] < end], beside.errors)
+    job = _BulkJob(embedder, documents, poisson(rate, 20 * bulk, seed=seed))
+    beside = drive(contender, form, job.begin, QUERY_CALLERS, runner)
+    job.thread.join()
+    during = Outcome([span for span in beside.spans if job.start <= span[0] < job.end], beside.errors)
     batch = bulk / batches
     return {
         "batch_ms": 1e3 * batch,
@@ -197,9 +201,32 @@ def _bulk_round(
         "beside": during.summary(),
         "longer_than_alone": {p: _ratio(during, alone, p) for p in (50, 95, 99)},
         "in_batches": {p: percentile(during.latencies, p) / batch for p in (50, 95, 99)},
-        "bulk_share_kept": bulk / (end - begin),
+        "bulk_share_kept": bulk / (job.end - job.start),
         "queries": len(during.spans),
     }
+
+
+class _BulkJob:
+    """A bulk job that begins with the arrivals beside it, and ends them when it is done."""
+
+    def __init__(self, embedder: Embedder, documents: Sequence[str], times: Sequence[float]) -> None:
+        self.thread = threading.Thread(target=self._run)
+        self.start = self.end = 0.0
+        self._embedder = embedder
+        self._documents = documents
+        self._times = times
+
+    def begin(self) -> Arrivals:
+        self._arrivals = Arrivals(self._times)
+        self.thread.start()
+        return self._arrivals
+
+    def _run(self) -> None:
+        time.sleep(LEAD)
+        self.start = time.perf_counter()
+        self._embedder.embed_documents(self._documents)
+        self.end = time.perf_counter()
+        self._arrivals.stop()
 
 
 def _ratio(these: Outcome, those: Outcome, percent: float) -> float:
