@@ -166,7 +166,10 @@ class Model:
         finally:
             call.end()
         _warn_truncated(np.array(call.dropped)[inverse])
-        return np.concatenate(call.rows)[inverse]
+        if len(call.rows) == 1:
+            return _assemble(call.rows, inverse)
+        result: FloatArray = yield partial(_assemble, call.rows, inverse)  # hundreds of MB, perhaps
+        return result
 
     def _progress(self, total: int) -> tqdm[None]:
         return tqdm(total=total, disable=not self.show_progress or total <= CHUNK, unit=" inputs")
@@ -211,6 +214,18 @@ class _Call:
         for future in self.pending:
             future.cancel()
         self._bar.close()
+
+
+def _assemble(parts: list[FloatArray], inverse: npt.NDArray[np.intp]) -> FloatArray:
+    """The rows that the caller gets.
+
+    Args:
+        parts: (u, ...) rows of the unique inputs, in parts.
+        inverse: (n,) for each of the caller's inputs, its place among the unique ones.
+    """
+    rows = np.concatenate(parts)  # (u, ...)
+    # Unique inputs are in order of first appearance: if none repeats, these are the rows, and a copy wastes memory.
+    return rows if len(rows) == len(inverse) else rows[inverse]  # (n, ...)
 
 
 def _warn_truncated(dropped: npt.NDArray[np.int64]) -> None:
