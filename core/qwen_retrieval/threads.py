@@ -115,29 +115,27 @@ def cpu_quota(root: Path = Path("/")) -> float:
     """
     quotas = [math.inf]
     for line in _read(root / "proc" / "self" / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = root / "sys" / "fs" / "cgroup" / ("cpu" if controllers else "")
         group = Path(path.lstrip("/"))
-        for folder in (group, *group.parents):
-            quotas.append(_quota_v1(top / folder) if controllers else _quota_v2(top / folder))
+        quotas += [_quota(top / folder, version=1 if controllers else 2) for folder in (group, *group.parents)]
     return min(quotas)
 
 
-def _quota_v2(folder: Path) -> float:
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota not in ("", "max") else math.inf
-
-
-def _quota_v1(folder: Path) -> float:
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota and period and int(quota) > 0 else math.inf
+def _quota(folder: Path, *, version: int) -> float:
+    if version == 1:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    else:
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+    known = quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0  # not "max", not -1
+    return int(quota) / int(period) if known else math.inf
 
 
 def _read(path: Path) -> str:
     """The text of a file of the kernel; "" if there is none, or it is not for us."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return ""

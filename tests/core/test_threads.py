@@ -263,6 +263,10 @@ QUOTAS: dict[str, tuple[dict[str, str], float]] = {
         0.5,
     ),
     "a container that sees the host's path": ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "200000 100000"}, 2),
+    "nothing that Linux would say": (
+        {"proc/self/cgroup": "?\n0::/", "sys/fs/cgroup/cpu.max": "-1 100000"},
+        math.inf,
+    ),
     "version 1": (
         {
             "proc/self/cgroup": V1,
