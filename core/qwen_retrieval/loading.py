@@ -339,7 +339,7 @@ def _load_on_each(
         revision=config.revision,
         device=", ".join(config.device),
         dtype=str(engines[0].dtype).removeprefix("torch."),
-        max_batch_tokens=default_batch_tokens(engines[0].device, engines[0].decoder.config),
+        max_batch_tokens=min(default_batch_tokens(engine.device, engine.decoder.config) for engine in engines),
         release=lambda: None,
     )
 
