@@ -757,7 +757,11 @@ def test_batch_size_caps_the_inputs_of_a_call_in_a_forward_pass(batch_size: int)
 def test_a_long_call_keeps_all_devices_busy(options: dict[str, Any]) -> None:
     """Neither of the two engines computes a batch unless the other does as well."""
     both = threading.Barrier(2)
-    engines = [FakeEmbeddingEngine(fail_on=lambda _: both.wait(PATIENCE) and None) for _ in range(2)]
+
+    def meet(_: list[TokenIds]) -> None:
+        both.wait(PATIENCE)
+
+    engines = [FakeEmbeddingEngine(fail_on=meet) for _ in range(2)]
     worker = Worker(*(engine.embed for engine in engines), name="two devices")
     loaded: LoadedModel[Any] = LoadedModel(
         engines=tuple(engines),

@@ -35,6 +35,7 @@ from qwen_retrieval.errors import (
 )
 from qwen_retrieval.loading import LoadConfig, load_embedding
 from qwen_retrieval.specs import QWEN3_EMBEDDING
+from qwen_retrieval.types import FloatArray, TokenIds
 from tests.checkpoints import write_checkpoint
 from tests.threads import none_left, threads
 
@@ -234,16 +235,16 @@ def test_another_dtype_is_another_model(embedder: Path) -> None:
 
 def test_models_on_the_cpu_compute_in_turn(embedder: Path, reranker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computing, most, lock = 0, 0, threading.Lock()
-    hidden_states = PackedEngine.hidden_states
+    compute = PackedEngine._compute
 
-    def counted(engine: PackedEngine, batch: list[list[int]]) -> torch.Tensor:
+    def counted(engine: PackedEngine, batch: list[TokenIds]) -> FloatArray:
         nonlocal computing, most
         with lock:
             computing += 1
             most = max(most, computing)
         time.sleep(0.001)  # so that another thread comes in, if it may
         try:
-            return hidden_states(engine, batch)
+            return compute(engine, batch)
         finally:
             with lock:
                 computing -= 1
@@ -254,7 +255,7 @@ def test_models_on_the_cpu_compute_in_turn(embedder: Path, reranker: Path, monke
         Reranker.from_pretrained(str(reranker), max_batch_tokens=20, **WHERE) as two,
         ThreadPoolExecutor(2) as pool,
     ):
-        monkeypatch.setattr(PackedEngine, "hidden_states", counted)
+        monkeypatch.setattr(PackedEngine, "_compute", counted)
         futures = [pool.submit(one.embed_documents, texts), pool.submit(two.score, "Water", texts)]
         assert [len(future.result(PATIENCE)) for future in futures] == [40, 40]
     assert most == 1
@@ -328,13 +329,13 @@ def test_a_load_for_the_cpu_limits_torchs_threads_to_what_the_process_may_use(
 ) -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
-    hidden_states = PackedEngine.hidden_states
+    compute = PackedEngine._compute
 
-    def observed(engine: PackedEngine, batch: list[list[int]]) -> torch.Tensor:
+    def observed(engine: PackedEngine, batch: list[TokenIds]) -> FloatArray:
         seen.append(torch.get_num_threads())
-        return hidden_states(engine, batch)
+        return compute(engine, batch)
 
-    monkeypatch.setattr(PackedEngine, "hidden_states", observed)
+    monkeypatch.setattr(PackedEngine, "_compute", observed)
     monkeypatch.setattr(loading, "threads_to_use", lambda current, **_: current - 1)
     try:
         torch.set_num_threads(4)
