@@ -25,6 +25,10 @@ VERSION = 1
 _SHORTEST_EMBEDDING_INPUT = 8
 _SHORTEST_RERANKING_BODY = 16
 
+_LAST_LINE = re.compile(r"(?<=\n)[A-Za-z][^\n]*\Z")
+"""A template's last line before the text, if it begins with a letter: there every tokenizer that we know cuts, whatever
+stands around it, so what comes before can be encoded once for all texts."""
+
 _KEPT_CONTENT = 32
 """Truncating a pair leaves at least this many tokens of a query or document: with less, its score says nothing."""
 
@@ -112,6 +116,9 @@ def _check_instruction(instruction: str) -> str:
     return str(instruction)
 
 
+_Frame = tuple[TokenIds, str, TokenIds]
+
+
 class EmbeddingTemplate:
     """Queries and documents to the inputs of an embedding model.
 
@@ -144,6 +151,7 @@ class EmbeddingTemplate:
         self._tokenizer = tokenizer
         self._text = _UserText(tokenizer, control_tokens)
         self._family = family
+        self._frame_of: tuple[str, _Frame] | None = None
 
     @property
     def max_length(self) -> int:
@@ -225,17 +233,31 @@ class EmbeddingTemplate:
             return self._fit(name, contents, head, label, tail)
         return [Encoded([*head, *ids, *tail]) for ids in contents]
 
-    def _frame(self, instruction: str) -> tuple[TokenIds, str, TokenIds]:
-        """Ids before the text, the label that must be encoded together with it, and ids after it."""
+    def _frame(self, instruction: str) -> _Frame:
+        """Ids before the text, the label that must be encoded together with it, and ids after it.
+
+        The last one is kept: calls with one query each have the same instruction.
+        """
+        kept = self._frame_of
+        if kept is None or kept[0] != instruction:
+            self._frame_of = kept = instruction, self._make_frame(instruction)
+        return kept[1]
+
+    def _make_frame(self, instruction: str) -> _Frame:
         template, instruction = self._choose(instruction)
         before, after = re.split(r"\{(?:query|document)\}", template)
-        pieces = _split_at(before, [token for token, _ in self._family.control_tokens])
-        pieces = [piece if i % 2 else piece.format(instruction=instruction) for i, piece in enumerate(pieces)]
+        *pieces, last = _split_at(before, [token for token, _ in self._family.control_tokens])
+        line = _LAST_LINE.search(last)
+        label = last[line.start() if line else 0 :]
         head: TokenIds = []
-        for i, piece in enumerate(pieces[:-1]):  # control tokens of the template stand at the odd places
-            head += self._tokenizer.encode([piece], control_tokens=True)[0] if i % 2 else self._text.encode([piece])[0]
+        # Control tokens of the template stand at the odd places.
+        for i, piece in enumerate([*pieces, last.removesuffix(label)]):
+            if i % 2:
+                head += self._tokenizer.encode([piece], control_tokens=True)[0]
+            else:
+                head += self._text.encode([piece.format(instruction=instruction)])[0]
         tail = self._tokenizer.encode([after], control_tokens=True)[0]
-        return head, pieces[-1], [*tail, self._family.end_token_id]
+        return head, label.format(instruction=instruction), [*tail, self._family.end_token_id]
 
     def _fit(self, name: str, contents: list[TokenIds], head: TokenIds, label: str, tail: TokenIds) -> list[Encoded]:
         """Cut the end of every content that is too long, so that the tail stays."""
@@ -301,6 +323,7 @@ class RerankingTemplate:
         self._text = _UserText(tokenizer, control_tokens)
         self._query_label, self._query_end = self._edges(self._template.query, "{query}")
         self._document_label, _ = self._edges(self._template.document, "{document}")
+        self._head_of: tuple[str, TokenIds] | None = None
 
     @property
     def max_length(self) -> int:
@@ -342,9 +365,8 @@ class RerankingTemplate:
         instruction = _check_instruction(instruction)
         for name, texts in (("queries", asked), ("documents", answers), ("instruction", [instruction])):
             self._text.refuse_control_tokens(name, texts)
-        head = [*self._prefix, *self._text.encode([self._template.instruction.format(instruction=instruction)])[0]]
-        query_ids = self._part(asked, self._template.query, "{query}")
-        document_ids = self._part(answers, self._template.document, "{document}")
+        head = self._head(instruction)
+        query_ids, document_ids = self._parts(asked, answers)
         pairs = zip(asked, answers, strict=True)
         return [self._join(index, head, query_ids[q], document_ids[d]) for index, (q, d) in enumerate(pairs)]
 
@@ -372,12 +394,25 @@ class RerankingTemplate:
         label_ids, end_ids = self._text.encode([label.rstrip(), end])
         return len(label_ids), end_ids
 
-    def _part(self, texts: list[str], template: str, placeholder: str) -> dict[str, TokenIds]:
+    def _head(self, instruction: str) -> TokenIds:
+        """Ids before the query. Those of the last instruction are kept: most calls have the same."""
+        kept = self._head_of
+        if kept is None or kept[0] != instruction:
+            body = self._text.encode([self._template.instruction.format(instruction=instruction)])[0]
+            self._head_of = kept = instruction, [*self._prefix, *body]
+        return kept[1]
+
+    def _parts(self, queries: list[str], documents: list[str]) -> tuple[dict[str, TokenIds], dict[str, TokenIds]]:
+        """Ids of each distinct query and of each distinct document, with their labels."""
         # The parts are encoded apart. That gives the ids of the whole, because each begins with "<" after a line break
         # or a control token, where the tokenizer cuts the text anyway; after a label it would not.
-        label, end = template.split(placeholder)
-        distinct = list(dict.fromkeys(texts))
-        return dict(zip(distinct, self._text.encode([label + text + end for text in distinct]), strict=True))
+        asked, answers = dict.fromkeys(queries), dict.fromkeys(documents)
+        before, after = self._template.query.split("{query}")
+        texts = [before + query + after for query in asked]
+        before, after = self._template.document.split("{document}")
+        texts += [before + document + after for document in answers]
+        ids = self._text.encode(texts)  # in one call, which may use all cores
+        return dict(zip(asked, ids, strict=False)), dict(zip(answers, ids[len(asked) :], strict=True))
 
     def _join(self, index: int, head: TokenIds, query: TokenIds, document: TokenIds) -> Encoded:
         over = len(head) + len(query) + len(document) + len(self._suffix) - self._max_length

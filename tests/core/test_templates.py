@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qwen_retrieval
 from qwen_retrieval.errors import ControlTokenError, CorruptCheckpointError, InputError, InputTooLongError
-from qwen_retrieval.specs import QWEN3_EMBEDDING, QWEN3_RERANKER, WEB_SEARCH, EmbeddingSpec, RerankingSpec
+from qwen_retrieval.specs import (
+    DEMO_EMBEDDING,
+    QWEN3_EMBEDDING,
+    QWEN3_RERANKER,
+    WEB_SEARCH,
+    EmbeddingSpec,
+    RerankingSpec,
+)
 from qwen_retrieval.templates import EmbeddingTemplate, Encoded, RerankingTemplate, check_texts
 from qwen_retrieval.testing import ByteTokenizer, fake_embedding_spec, fake_reranking_spec
 from qwen_retrieval.tokenizer import HubTokenizer
@@ -36,6 +45,11 @@ TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(FRAGMENTS), max_size=6).
 @pytest.fixture(scope="module")
 def embedding(embedding_tokenizer: HubTokenizer) -> EmbeddingTemplate:
     return EmbeddingTemplate(embedding_tokenizer, EMBEDDING)
+
+
+@pytest.fixture(scope="module")
+def demo_tokenizer() -> HubTokenizer:
+    return HubTokenizer.from_folder(Path(qwen_retrieval.__file__).parent / "demo" / "embedder")
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +297,43 @@ def test_a_query_has_the_ids_of_the_whole(
     [whole] = embedding_tokenizer.encode([f"Instruct: {instruction}\nQuery:{query}"], control_tokens=False)
 
     assert embedding.encode_queries([query], instruction) == [Encoded([*whole, END])]
+
+
+@given(instruction=TEXTS.filter(lambda text: bool(text.strip())), query=TEXTS)
+def test_kept_control_tokens_of_a_query_have_the_ids_of_the_whole(
+    embedding_tokenizer: HubTokenizer, instruction: str, query: str
+) -> None:
+    embedding = EmbeddingTemplate(embedding_tokenizer, EMBEDDING, control_tokens="keep")
+
+    [whole] = embedding_tokenizer.encode([f"Instruct: {instruction}\nQuery:{query}"], control_tokens=True)
+
+    assert embedding.encode_queries([query], instruction) == [Encoded([*whole, END])]
+
+
+@given(instruction=TEXTS.filter(lambda text: bool(text.strip())), query=TEXTS)
+def test_a_query_of_the_demo_model_has_the_ids_of_the_whole(
+    demo_tokenizer: HubTokenizer, instruction: str, query: str
+) -> None:
+    embedding = EmbeddingTemplate(demo_tokenizer, EmbeddingSpec("demo", DEMO_EMBEDDING, 256, 8192))
+
+    [whole] = demo_tokenizer.encode([f"Instruct: {instruction}\nQuery:{query}"], control_tokens=False)
+
+    assert embedding.encode_queries([query], instruction)[0].ids[:-1] == whole
+
+
+def test_instructions_that_alternate_are_not_mixed_up(
+    embedding: EmbeddingTemplate, reranking: RerankingTemplate
+) -> None:
+    instructions = ["Find it.", "Find another.", "Find it.", ""]
+
+    queries = [embedding.encode_queries(["q"], instruction) for instruction in instructions]
+    pairs = [reranking.encode_pairs(["q"], ["d"], instruction) for instruction in instructions]
+
+    for encoded in (queries, pairs):
+        assert encoded[0] == encoded[2]
+        assert len({tuple(one.ids) for [one] in encoded}) == 3
+    [fresh] = reranking.encode_pairs(["q"], ["d"], "Find another.")
+    assert pairs[1] == [fresh]
 
 
 def test_cutting_after_a_label_would_change_the_ids(reranker_tokenizer: HubTokenizer) -> None:
