@@ -268,11 +268,11 @@ class Embedder(Model):
 
     def _query_flow(self, texts: list[str], instruction: str | None, size: int) -> Flow:
         task = self._resolve(instruction)
-        return self._flow(texts, lambda part: self._template.encode_queries(part, task), _shorten(size))
+        return self._flow(texts, lambda part: self._template.encode_queries(part, task), _shorten(size), len)
 
     def _document_flow(self, texts: list[str], instruction: str | None, size: int) -> Flow:
         task = resolve_instruction(instruction or "")
-        return self._flow(texts, lambda part: self._template.encode_documents(part, task), _shorten(size))
+        return self._flow(texts, lambda part: self._template.encode_documents(part, task), _shorten(size), len)
 
 
 def _shorten(size: int) -> Callable[[FloatArray], FloatArray]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from qwen_retrieval.batching import dedupe
+from qwen_retrieval.batching import chunks, dedupe
 from qwen_retrieval.errors import ModelClosedError, NonFiniteError
 from qwen_retrieval.loading import LoadedModel
 from qwen_retrieval.ranking import check_count
@@ -25,8 +25,14 @@ from qwen_retrieval.types import ControlTokens, FloatArray, OnOverflow, TokenIds
 from qwen_retrieval.usage import count
 from qwen_retrieval.worker import Worker
 
-CHUNK = 64
-"""Inputs that are encoded at a time: while one chunk is computed, the next is tokenised."""
+FEW = 64
+"""Calls of at most this many inputs show no progress bar."""
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English prose, roughly (4.4 in the standard library's docstrings): how much text is tokenised for one batch."""
+
+SHORT = 2000
+"""Characters that are tokenised where they are, in less than a millisecond: handing them to a thread costs more."""
 
 DEFAULT_BATCH_TOKENS = 16_384
 """Token budget of a batch for an engine that says nothing of itself."""
@@ -56,7 +62,7 @@ class Model:
         max_length: Longest input in tokens, as the caller asked for it; None for the default.
         on_overflow: What to do with a longer input.
         control_tokens: What to do with control tokens in texts.
-        show_progress: Show a progress bar for calls of more than `CHUNK` inputs.
+        show_progress: Show a progress bar for calls of more than `FEW` inputs.
 
     Attributes:
         revision: Branch, tag or commit that was asked for.
@@ -125,35 +131,40 @@ class Model:
         inputs: Sequence[Input],
         encode: Callable[[Sequence[Input]], list[Encoded]],
         finish: Callable[[FloatArray], FloatArray],
+        characters: Callable[[Input], int],
     ) -> Flow:
         """Encode, submit and collect `inputs` chunk by chunk, each distinct input once.
 
-        On any error, and when the caller goes away, what was submitted is cancelled.
+        A chunk is about as much as a batch holds: while one is computed, the next is tokenised. On any error, and when
+        the caller goes away, what was submitted is cancelled.
 
         Args:
             inputs: n inputs, at least one.
             encode: Token ids of some of them.
             finish: Applied to the rows of each chunk.
+            characters: How much text an input has.
         """
         if self._closed:
             raise ModelClosedError(f"this {type(self).__name__} of {self._name} was closed; load the model again")
         if self._strict:
             yield partial(encode, inputs)
         unique, inverse = dedupe(inputs)
-        call = _Call(finish, self._progress(len(unique)))
+        call = _Call(len(unique), finish, show_progress=self.show_progress)
         try:
             devices = self._worker.devices
+            rows = self.batch_size
             # With `batch_size` all devices get their rows by one request: two of them could share a batch.
-            rows = min(CHUNK, self.batch_size) if self.batch_size else None
-            chunk = CHUNK if rows is None else rows * devices
-            bulk = len(unique) > chunk
+            batches, most = (devices, rows * devices) if rows else (1, None)
+            sizes = list(map(characters, unique))
+            parts = list(chunks(sizes, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches, most))
             ahead = 0 if rows else 2 * self.max_batch_tokens * devices
             chunks_ahead = 0 if rows else 1
-            for start in range(0, len(unique), chunk):
-                encoded: list[Encoded] = yield partial(encode, unique[start : start + chunk])
+            for part in parts:
+                work = partial(encode, unique[part])
+                encoded: list[Encoded] = work() if sum(sizes[part]) <= SHORT else (yield work)
                 ids = call.note(encoded)
                 request = self._worker.submit(
-                    ids, max_batch_tokens=self.max_batch_tokens, max_batch_rows=rows, bulk=bulk
+                    ids, max_batch_tokens=self.max_batch_tokens, max_batch_rows=rows, bulk=len(parts) > 1
                 )
                 call.pending.append(request)
                 # Two batches or a chunk ahead keep a device busy and bound the memory; chunks may share a batch.
@@ -166,24 +177,26 @@ class Model:
         finally:
             call.end()
         _warn_truncated(np.array(call.dropped)[inverse])
-        if len(call.rows) == 1:
-            return _assemble(call.rows, inverse)
-        result: FloatArray = yield partial(_assemble, call.rows, inverse)  # hundreds of MB, perhaps
+        if len(unique) == len(inverse):
+            return call.rows
+        if len(parts) == 1:
+            return call.rows[inverse]
+        result: FloatArray = yield partial(call.rows.take, inverse, axis=0)  # hundreds of MB, perhaps
         return result
-
-    def _progress(self, total: int) -> tqdm[None]:
-        return tqdm(total=total, disable=not self.show_progress or total <= CHUNK, unit=" inputs")
 
 
 class _Call:
-    """What one call has under way."""
+    """What one call of `total` distinct inputs has under way."""
 
-    def __init__(self, finish: Callable[[FloatArray], FloatArray], bar: tqdm[None]) -> None:
+    def __init__(self, total: int, finish: Callable[[FloatArray], FloatArray], *, show_progress: bool) -> None:
         self.pending: deque[Future[FloatArray]] = deque()
-        self.rows: list[FloatArray] = []
+        self.rows: FloatArray = np.empty((total, 0), dtype=np.float32)  # (total, ...) when the first are there
         self.dropped: list[int] = []  # tokens, of each input encoded so far
+        self._done = 0
         self._finish = finish
-        self._bar = bar
+        # Even one that is disabled takes longer to make than a query takes to tokenise.
+        shown = show_progress and total > FEW
+        self._bar: tqdm[None] | None = tqdm(total=total, unit=" inputs") if shown else None
         self._tokens: deque[int] = deque()  # of each pending chunk
 
     @property
@@ -200,32 +213,25 @@ class _Call:
         return ids
 
     def collect(self, rows: FloatArray) -> None:
-        self.rows.append(self._finish(rows))
+        finished = self._finish(rows)
+        if not self._done:
+            self.rows = np.empty((len(self.rows), *finished.shape[1:]), dtype=finished.dtype)
+        self.rows[self._done : self._done + len(finished)] = finished
+        self._done += len(finished)
         self.pending.popleft()
         self._tokens.popleft()
-        self._bar.update(len(rows))
+        if self._bar is not None:
+            self._bar.update(len(rows))
 
     def positions(self, rows: tuple[int, ...], inverse: npt.NDArray[np.intp]) -> tuple[int, ...]:
         """Positions in the caller's list of some rows of the chunk that is waited for."""
-        done = sum(map(len, self.rows))
-        return tuple(np.flatnonzero(np.isin(inverse, [done + row for row in rows])).tolist())
+        return tuple(np.flatnonzero(np.isin(inverse, [self._done + row for row in rows])).tolist())
 
     def end(self) -> None:
         for future in self.pending:
             future.cancel()
-        self._bar.close()
-
-
-def _assemble(parts: list[FloatArray], inverse: npt.NDArray[np.intp]) -> FloatArray:
-    """The rows that the caller gets.
-
-    Args:
-        parts: (u, ...) rows of the unique inputs, in parts.
-        inverse: (n,) for each of the caller's inputs, its place among the unique ones.
-    """
-    rows = np.concatenate(parts)  # (u, ...)
-    # Unique inputs are in order of first appearance: if none repeats, these are the rows, and a copy wastes memory.
-    return rows if len(rows) == len(inverse) else rows[inverse]  # (n, ...)
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _warn_truncated(dropped: npt.NDArray[np.int64]) -> None:

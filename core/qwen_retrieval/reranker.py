@@ -305,7 +305,7 @@ class Reranker(Model):
         def encode(part: Sequence[Pair]) -> list[Encoded]:
             return self._template.encode_pairs([q for q, _ in part], [d for _, d in part], task)
 
-        return self._flow(pairs, encode, lambda log_odds: log_odds)
+        return self._flow(pairs, encode, lambda log_odds: log_odds, lambda pair: len(pair[0]) + len(pair[1]))
 
 
 def _pairs(query: str, documents: Sequence[str]) -> list[Pair]:

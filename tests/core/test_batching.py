@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_retrieval.batching import MIN_SHARED_TOKENS, PackedBatch, dedupe, pack, plan, sharing_order
+from qwen_retrieval.batching import MIN_SHARED_TOKENS, PackedBatch, chunks, dedupe, pack, plan, sharing_order
 from qwen_retrieval.types import TokenIds
 
 LARGEST_ID = 151_668
@@ -154,6 +154,19 @@ def test_dedupe_keeps_first_appearances_and_finds_every_item_again(items: list[i
     assert unique == list(dict.fromkeys(items))
     assert [unique[place] for place in inverse] == items
     assert inverse.dtype == np.intp
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.integers(0, 40), st.none() | st.integers(1, 5))
+def test_chunks_cover_the_list_in_order_and_are_as_long_as_they_may_be(
+    sizes: list[int], most: int, count: int | None
+) -> None:
+    found = list(chunks(sizes, most, count))
+    assert [index for chunk in found for index in range(len(sizes))[chunk]] == list(range(len(sizes)))
+    for chunk in found:
+        length, together = chunk.stop - chunk.start, sum(sizes[chunk])
+        assert length == 1 or (together <= most and (count is None or length <= count))
+        longer = together + sum(sizes[chunk.stop : chunk.stop + 1])
+        assert chunk.stop == len(sizes) or longer > most or length == count
 
 
 def test_dedupe_compares_token_ids_by_value() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from qwen_retrieval import Embedder, Reranker, RerankResult, TruncationWarning
 from qwen_retrieval.errors import ControlTokenError, InputError, InputTooLongError, ModelClosedError, NonFiniteError
 from qwen_retrieval.loading import LoadedModel
-from qwen_retrieval.model import CHUNK
+from qwen_retrieval.model import FEW, SHORT
 from qwen_retrieval.testing import (
     ByteTokenizer,
     FailOn,
@@ -562,7 +562,7 @@ def test_what_fits_is_not_warned_of(models: Models, call: Call) -> None:
 
 
 @every_sync_call
-@pytest.mark.parametrize(("count", "shown"), [(CHUNK, False), (CHUNK + 1, True)])
+@pytest.mark.parametrize(("count", "shown"), [(FEW, False), (FEW + 1, True)])
 def test_progress_is_shown_for_more_than_a_chunk(
     build: Callable[..., Models], call: Call, count: int, shown: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -613,6 +613,26 @@ async def test_concurrent_queries_share_batches() -> None:
         assert engine.calls <= 16
         assert engine.inputs == 64
         assert np.array_equal(together, embedder.embed_queries([f"query {i}" for i in range(64)]))
+
+
+class NotingTokenizer(ByteTokenizer):
+    """Notes in which threads it works."""
+
+    def __init__(self) -> None:
+        self.threads: set[threading.Thread] = set()
+
+    def encode(self, texts: Sequence[str], *, control_tokens: bool) -> list[TokenIds]:
+        self.threads.add(threading.current_thread())
+        return super().encode(texts, control_tokens=control_tokens)
+
+
+@pytest.mark.parametrize(("size", "aside"), [(SHORT, False), (SHORT + 1, True)])
+async def test_only_long_texts_are_tokenised_aside_from_the_loop(size: int, aside: bool) -> None:
+    tokenizer = NotingTokenizer()
+    with Embedder(FakeEmbeddingEngine(), tokenizer, fake_embedding_spec()) as embedder:
+        tokenizer.threads.clear()
+        await embedder.aembed_documents(["x" * size])
+    assert (threading.current_thread() not in tokenizer.threads) == aside
 
 
 async def test_the_loop_goes_on_while_the_engine_computes() -> None:
@@ -774,13 +794,13 @@ def test_a_long_call_keeps_all_devices_busy(options: dict[str, Any]) -> None:
         max_batch_tokens=1000,
         release=worker.close,
     )
-    texts = [f"text {number}" for number in range(CHUNK * 3)]
+    texts = [f"text {number}" for number in range(192)]
     with (
         Embedder(engines[0], ByteTokenizer(), loaded.spec, loaded=loaded, **options) as embedder,
         Embedder(FakeEmbeddingEngine(), ByteTokenizer(), fake_embedding_spec()) as alone,
     ):
         assert np.array_equal(embedder.embed_documents(texts), alone.embed_documents(texts))
-    assert engines[0].calls == engines[1].calls == (CHUNK * 3 / options.get("batch_size", 1)) / 2
+    assert engines[0].calls == engines[1].calls == (192 / options.get("batch_size", 1)) / 2
 
 
 def test_a_batch_size_below_one_is_refused() -> None:
