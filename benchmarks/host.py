@@ -183,7 +183,8 @@ def main() -> None:
     stages("W5 queries", lambda i, j: embedding.encode_queries(queries[i:j], WEB_SEARCH), 2_000, 400, rounds)
 
     def encode_pairs(start: int, stop: int) -> list[Encoded]:
-        return reranking.encode_pairs(*zip(*pairs[start:stop], strict=True), WEB_SEARCH)
+        part = pairs[start:stop]
+        return reranking.encode_pairs([query for query, _ in part], [text for _, text in part], WEB_SEARCH)
 
     stages("W6 pairs", encode_pairs, 6_400, 100, rounds)
 

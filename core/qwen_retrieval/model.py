@@ -156,7 +156,8 @@ class Model:
             # With `batch_size` all devices get their rows by one request: two of them could share a batch.
             batches, most = (devices, rows * devices) if rows else (1, None)
             sizes = list(map(characters, unique))
-            parts = list(chunks(sizes, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches, most))
+            size = max(SHORT, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches)
+            parts = list(chunks(sizes, size, most))
             ahead = 0 if rows else 2 * self.max_batch_tokens * devices
             chunks_ahead = 0 if rows else 1
             for part in parts:
