@@ -31,8 +31,8 @@ FEW = 64
 CHARACTERS_PER_TOKEN = 4
 """Of English prose, roughly (4.4 in the standard library's docstrings): how much text is tokenised for one batch."""
 
-SHORT = 2000
-"""Characters that are tokenised where they are, in less than a millisecond: handing them to a thread costs more."""
+CHUNK_CHARACTERS = 2000
+"""How much text is tokenised at a time at least, however small the batches."""
 
 DEFAULT_BATCH_TOKENS = 16_384
 """Token budget of a batch for an engine that says nothing of itself."""
@@ -151,24 +151,23 @@ class Model:
         unique, inverse = dedupe(inputs)
         call = _Call(len(unique), finish, show_progress=self.show_progress)
         try:
-            devices = self._worker.devices
+            lanes = self._worker.lanes
             rows = self.batch_size
-            # With `batch_size` all devices get their rows by one request: two of them could share a batch.
-            batches, most = (devices, rows * devices) if rows else (1, None)
+            # With `batch_size` all threads of the worker get their rows by one request: two of them could share a batch.
+            batches, most = (lanes, rows * lanes) if rows else (1, None)
             sizes = list(map(characters, unique))
-            size = max(SHORT, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches)
+            size = max(CHUNK_CHARACTERS, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches)
             parts = list(chunks(sizes, size, most))
-            ahead = 0 if rows else 2 * self.max_batch_tokens * devices
+            ahead = 0 if rows else 2 * self.max_batch_tokens * lanes
             chunks_ahead = 0 if rows else 1
             for part in parts:
-                work = partial(encode, unique[part])
-                encoded: list[Encoded] = work() if sum(sizes[part]) <= SHORT else (yield work)
+                encoded: list[Encoded] = yield partial(encode, unique[part])
                 ids = call.note(encoded)
                 request = self._worker.submit(
                     ids, max_batch_tokens=self.max_batch_tokens, max_batch_rows=rows, bulk=len(parts) > 1
                 )
                 call.pending.append(request)
-                # Two batches or a chunk ahead keep a device busy and bound the memory; chunks may share a batch.
+                # Two batches or a chunk ahead keep a thread busy and bound the memory; chunks may share a batch.
                 while call.tokens_ahead > ahead and len(call.pending) > chunks_ahead:
                     call.collect((yield call.pending[0]))
             while call.pending:

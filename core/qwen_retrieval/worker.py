@@ -41,12 +41,15 @@ class Worker:
             is called by one thread only, with no input twice in a call; an engine that stands there twice, by two.
         name: What the threads are called in debuggers and profilers.
         turns: Taken for each call of an engine, by all workers that share a processor; None for devices of their own.
+
+    Attributes:
+        lanes: How many threads compute, one for each of `runs`.
     """
 
     def __init__(self, *runs: Run, name: str, turns: Turns | None = None) -> None:
         if not runs:
             raise ValueError("a worker needs at least one engine, but got none")
-        self.devices = len(runs)
+        self.lanes = len(runs)
         self._queue = _Queue(runs, name, turns)
         self._stop = weakref.finalize(self, _stop, self._queue, weakref.ref(self))
 

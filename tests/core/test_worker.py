@@ -164,7 +164,7 @@ def test_many_threads_at_once_get_their_own_rows(engine: FakeEngine, devices: in
         list(pool.map(ask, range(16)))
     assert worker.batches == len(engine.batches)
     assert worker.rows == len(engine.inputs)
-    assert len(threads()) == worker.devices == devices
+    assert len(threads()) == worker.lanes == devices
     worker.close()
 
 
