@@ -58,7 +58,7 @@ class LoadConfig:
         cache_dir: Where downloads are kept.
         local_files_only: Never ask the hub; no part of the key, because a model in memory needs no hub.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; or several, each of which gets a copy of the weights.
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16", "float16" or "int8".
         token: Access token; it opens a repository but does not change what is in it, so it is no part of the key, and
             it stands in no repr.
     """
@@ -84,7 +84,7 @@ class LoadedModel(Generic[Spec]):
         spec: The family that the checkpoint belongs to, and its sizes.
         revision: Branch, tag or commit that was asked for.
         device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
-        dtype: What is computed in, such as "bfloat16".
+        dtype: What is computed in, such as "bfloat16"; "int8" if matrices are multiplied in it.
         max_batch_tokens: Token budget of a batch that suits a device.
         release: Give the model back; the last one frees the memory. More calls do nothing.
     """
@@ -338,7 +338,7 @@ def _load_on_each(
         spec=spec,
         revision=config.revision,
         device=", ".join(config.device),
-        dtype=str(engines[0].dtype).removeprefix("torch."),
+        dtype="int8" if config.dtype == "int8" else str(engines[0].dtype).removeprefix("torch."),
         max_batch_tokens=min(default_batch_tokens(engine.device, engine.decoder.config) for engine in engines),
         release=lambda: None,
     )

@@ -59,7 +59,9 @@ class LoadOptions:
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; several: cuda:0,cuda:1.", rich_help_panel=LOADING)
     ] = "auto"
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32, float16.", rich_help_panel=LOADING)] = "auto"
+    dtype: Annotated[
+        str, typer.Option(help="auto, bfloat16, float32, float16, int8 (CPU).", rich_help_panel=LOADING)
+    ] = "auto"
     max_length: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens per input, template included; 8192 by default.", rich_help_panel=LOADING),

@@ -23,6 +23,7 @@ from qwen_retrieval.engine.attention import supports_flash
 from qwen_retrieval.engine.decoder import Decoder
 from qwen_retrieval.engine.graphs import GraphedPasses
 from qwen_retrieval.engine.matrices import pack_layers
+from qwen_retrieval.engine.quantization import check_supported, quantize_layer
 from qwen_retrieval.engine.staging import Download
 from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, load_decoder, load_head_rows
 from qwen_retrieval.errors import CorruptCheckpointError, NonFiniteError, OutOfMemoryError
@@ -30,7 +31,7 @@ from qwen_retrieval.types import FloatArray, TokenIds
 
 Result = TypeVar("Result")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 GPU_BATCH_TOKENS = 16_384
 """Default token budget of a batch on a GPU: enough to fill an H100, as in TEI and vLLM."""
@@ -72,12 +73,14 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """A torch dtype from its name; "auto" takes bfloat16 where the device computes it natively, else float32.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or it is "int8" and that cannot be computed here.
     """
     if dtype == "auto":
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
-        raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", but got {dtype!r}')
+        raise ValueError(f'dtype must be "auto", "float32", "bfloat16", "float16" or "int8", but got {dtype!r}')
+    if dtype == "int8":
+        check_supported(device)
     if dtype == "float16":
         warnings.warn(
             "float16 overflows in Qwen3 8B models (https://github.com/QwenLM/Qwen3-Embedding/issues/164); rows that "
@@ -101,8 +104,11 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """What to compute in, given the dtype that the weights are kept in.
 
     A CPU without native half precision casts weights to float32 layer by layer: three times faster than its emulated
-    bfloat16, exact for the weights, and the memory of half precision.
+    bfloat16, exact for the weights, and the memory of half precision. What is not kept in 8 bits is computed in the
+    dtype that is the fastest.
     """
+    if stored == torch.int8:
+        return resolve_dtype("auto", device)
     half = stored in (torch.bfloat16, torch.float16)
     native = stored == torch.bfloat16 and _computes_bfloat16(device)
     return torch.float32 if half and device.type == "cpu" and not native else stored
@@ -277,8 +283,11 @@ def _resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, stored: torch.dtype) -> Decoder:
     """The decoder, its matrices laid out for what this machine computes in."""
+    computed = compute_dtype(stored, device)
+    if stored == torch.int8:
+        return Decoder(load_decoder(checkpoint, config, device, computed, quantize_layer), config, device)
     weights = load_decoder(checkpoint, config, device, stored)
-    pack_layers(weights.layers, compute_dtype(stored, device))
+    pack_layers(weights.layers, computed)
     return Decoder(weights, config, device)
 
 

@@ -7,17 +7,20 @@ fused tensor, on its device and in its dtype, and let go.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen_retrieval.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from qwen_retrieval.engine.quantization import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,12 @@ class LayerWeights:
     """One decoder layer; matrices are (out, in) as in `torch.nn.Linear`."""
 
     input_norm: Tensor  # (hidden,)
-    qkv: Tensor  # (query_size + 2 key_size, hidden)
+    qkv: Matrix  # (query_size + 2 key_size, hidden)
     head_norms: Tensor  # (num_heads + num_kv_heads, head_dim), of each query head and then of each key head
-    output: Tensor  # (hidden, query_size)
+    output: Matrix  # (hidden, query_size)
     mlp_norm: Tensor  # (hidden,)
-    gate_up: Tensor  # (2 intermediate, hidden)
-    down: Tensor  # (hidden, intermediate)
+    gate_up: Matrix  # (2 intermediate, hidden)
+    down: Matrix  # (hidden, intermediate)
 
 
 @dataclass(slots=True)
@@ -204,18 +207,30 @@ def _indexed_files(index: Path) -> dict[str, Path]:
 
 
 def load_decoder(
-    checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    prepare: Callable[[LayerWeights], None] | None = None,
 ) -> DecoderWeights:
     """Read a whole decoder onto `device`, matrices in `dtype`.
+
+    `prepare` is called with each layer before the next one is read, and may change it: so no more than one layer is in
+    memory as it was stored.
 
     The token table keeps its stored dtype if that is smaller: rows are cast after they are looked up, which is exact
     and saves 0.3 GB on a 0.6B model in float32.
     """
     table = checkpoint.tensor("embed_tokens.weight", (config.vocab_size, config.hidden_size))
     smaller = table.dtype if table.dtype.itemsize < dtype.itemsize else dtype
+    layers = []
+    for i in range(config.num_layers):
+        layers.append(_load_layer(checkpoint, i, config, device, dtype))
+        if prepare is not None:
+            prepare(layers[-1])
     return DecoderWeights(
         embedding=_fuse([table], device, smaller),
-        layers=[_load_layer(checkpoint, i, config, device, dtype) for i in range(config.num_layers)],
+        layers=layers,
         norm=_fuse([checkpoint.tensor("norm.weight", (config.hidden_size,))], device, dtype),
     )
 
