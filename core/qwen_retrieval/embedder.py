@@ -121,8 +121,9 @@ class Embedder(Model):
             device: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:N" or "mps". A list, such as
                 ``["cuda:0", "cuda:1"]``, loads a copy of the weights on each, and calls keep all of them busy; which
                 device computes which row varies, so results vary as much as with what shares a batch.
-            dtype: "auto" (bfloat16 where the device computes it natively, else float32), "float32", "bfloat16" or
-                "float16".
+            dtype: "auto" (bfloat16 where the device computes it natively, else float32), "float32", "bfloat16",
+                "float16", or "int8": half the memory of bfloat16 and faster, for CPUs with AVX-512 VNNI; vectors
+                differ by more than rounding, so keep them apart (`fingerprint` does).
             revision: Branch, tag or commit of the repository.
             token: Access token for a gated or private repository.
             cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -184,6 +185,7 @@ class Embedder(Model):
             document_instruction=document_instruction,
             max_length=self.max_length,
             control_tokens=self.control_tokens,
+            dtype=self.dtype,
         )
 
     def embed_queries(

@@ -68,12 +68,13 @@ def embedding_fingerprint(
     document_instruction: str | None = None,
     max_length: int | None = None,
     control_tokens: ControlTokens = "escape",
+    dtype: str = "auto",
 ) -> str:
     """A name for what decides the vectors: two embedders with the same name give the same vectors, up to rounding.
 
     Use it as the namespace of a cache, of a record manager or of an index, so that a vector which was made otherwise
     is never found again. Nothing is loaded and nobody is asked for it. Device and dtype, which decide the rounding, are
-    no part of it, so that machines can share what they keep.
+    no part of it, so that machines can share what they keep; only "int8" is, which changes vectors by more than that.
 
     Args:
         model: As in `Embedder.from_pretrained`. A folder is told by what is in it (of large weights by samples of every
@@ -84,6 +85,7 @@ def embedding_fingerprint(
         document_instruction: The instruction of documents, None for none.
         max_length: Longest input in tokens, None for the default.
         control_tokens: What is done with control tokens in texts.
+        dtype: As in `Embedder.from_pretrained`; all but "int8" have the same name.
 
     Returns:
         Such as ``Qwen3-Embedding-0.6B-1024-5f0c2d9a41b7e386``: letters, digits, ``.``, ``_`` and ``-``.
@@ -108,6 +110,8 @@ def embedding_fingerprint(
         "normalisation": "unit length",
         "templates": VERSION,
     }
+    if dtype == "int8":
+        parts["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     readable = DEMO if name == DEMO else "folder" if folder else re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name)
     readable = readable.strip("-.") or "model"

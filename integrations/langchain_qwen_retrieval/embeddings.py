@@ -171,6 +171,7 @@ class QwenEmbeddings(QwenModelOptions, Embeddings):
             revision=self.revision,
             max_length=self.max_length,
             control_tokens=self.control_tokens,
+            dtype=self.dtype,
             **asked,
         )
 

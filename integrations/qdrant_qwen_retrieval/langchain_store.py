@@ -54,7 +54,8 @@ def check_model(name: str, manifest: Manifest, embedding: Embeddings) -> None:
     if ours is None or not isinstance(embedding, ours.QwenEmbeddings):
         return
     asked = _identity(embedding, manifest)
-    fingerprint = embedding_fingerprint(**asked, instruction="")  # vectors of documents do not depend on it
+    dtype = (embedding.embedder or embedding).dtype
+    fingerprint = embedding_fingerprint(**asked, dtype=dtype, instruction="")  # of documents, which have none
     if fingerprint == manifest.fingerprint:
         return
     made = {key: getattr(manifest, key, None) for key in asked}  # no document has an instruction

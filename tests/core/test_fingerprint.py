@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from qwen_retrieval import Embedder
+from qwen_retrieval.engine.quantization import _obstacle
 from qwen_retrieval.errors import CorruptCheckpointError
 from qwen_retrieval.fingerprint import check_dimensions, embedding_fingerprint, full_dimensions
 from qwen_retrieval.hub import model_folder
@@ -45,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
         {"document_instruction": "code_search"},
         {"max_length": 512},
         {"control_tokens": "keep"},
+        {"dtype": "int8"},
     ],
     ids=str,
 )
@@ -62,6 +64,8 @@ def test_whatever_changes_vectors_changes_the_fingerprint(change: dict[str, Any]
         {"instruction": WEB_SEARCH},
         {"document_instruction": ""},
         {"max_length": 8192},
+        {"dtype": "bfloat16"},
+        {"dtype": "float32"},
     ],
     ids=str,
 )
@@ -136,6 +140,19 @@ def test_a_loaded_embedder_has_the_fingerprint_of_its_settings() -> None:
     settings: dict[str, Any] = {"dimensions": 64, "instruction": "code_search", "max_length": 100}
     with Embedder.from_pretrained("demo", **settings) as embedder:
         assert embedder.fingerprint == embedding_fingerprint("demo", **settings)
+
+
+@pytest.mark.skipif(_obstacle() is not None, reason="needs a CPU with AVX-512 VNNI")
+def test_vectors_of_int8_are_kept_apart_from_those_of_other_dtypes() -> None:
+    where: dict[str, Any] = {"device": "cpu"}
+    with (
+        Embedder.from_pretrained("demo", dtype="int8", **where) as quantized,
+        Embedder.from_pretrained("demo", dtype="float32", **where) as exact,
+    ):
+        assert (quantized.dtype, exact.dtype) == ("int8", "float32")
+        assert quantized._worker is not exact._worker
+        assert quantized.fingerprint == embedding_fingerprint("demo", dtype="int8")
+        assert exact.fingerprint == embedding_fingerprint("demo")
 
 
 def test_an_embedder_has_the_fingerprint_of_other_settings_too() -> None:

@@ -79,7 +79,7 @@ class QwenComponent(Generic[M]):
 
     dtype: str = "auto"
     """What to compute in: "auto" (bfloat16 where the device computes it natively, else float32), "float32",
-    "bfloat16" or "float16"."""
+    "bfloat16", "float16" or, on CPUs, "int8"."""
 
     revision: str | None = None
     """Branch, tag or commit of the repository."""
@@ -273,6 +273,7 @@ class QwenEmbedder(QwenComponent[Embedder]):
             dimensions=self._effective("dimensions"),
             max_length=self.max_length,
             control_tokens=self.control_tokens,
+            dtype=self.dtype,
             **self._instructions(),
         )
         around = self._around()

@@ -62,7 +62,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
             None for the model's web search instruction, "" for none.
         document_instruction: The same for documents, for symmetric tasks only; None for none.
         revision: Branch, tag or commit of the repository.
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16", "float16" or, on CPUs, "int8".
         max_length: Longest input in tokens; None for 8192, or the model's own limit if that is less.
         on_overflow: What to do with a longer input: "truncate" (and warn) or "error".
         control_tokens: What to do with strings such as ``<|endoftext|>`` in texts: "escape", "keep" or "error".
@@ -289,6 +289,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
             revision=self.revision,
             max_length=self.max_length,
             control_tokens=self.control_tokens,
+            dtype=self.dtype,
             **asked,
         )
 
