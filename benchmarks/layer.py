@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear as plain_linear
 
 from qwen_retrieval.batching import PackedBatch, pack
-from qwen_retrieval.engine import attention, decoder, kernels, matrices
+from qwen_retrieval.engine import attention, decoder, kernels, matrices, quantization
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
 from qwen_retrieval.types import TokenIds
 
@@ -88,7 +88,7 @@ class SlowHeads(kernels.CpuKernels):
 
 def slow_linear(x: Tensor, weight: Tensor) -> Tensor:
     """`linear` of torch, whatever is faster."""
-    return plain_linear(x, matrices.cast(weight, x.dtype))
+    return plain_linear(x, weight.to(x.dtype))
 
 
 def with_slow_linear(function: Callable[[], object]) -> Callable[[], object]:
@@ -107,6 +107,10 @@ def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Calla
     packed = replace(plain)
     matrices.pack_layers([packed, replace(plain)], dtype)  # the last one keeps a plain qkv
     fast = one_layer(packed, batch, dtype)
+    if part == "int8":
+        quantized = replace(plain)
+        quantization.quantize_layer(quantized)
+        return one_layer(quantized, batch, dtype), fast
     if part == "heads":
         return fast, one_layer(packed, batch, dtype, with_kernels=SlowHeads())
     if part == "groups":  # tried: attention in more groups, almost without padding
@@ -136,7 +140,7 @@ def compare(fast: Callable[[], object], slow: Callable[[], object], rounds: int,
     )
 
 
-PARTS = ("heads", "groups", "linear", "unpacked", "all")
+PARTS = ("heads", "groups", "linear", "unpacked", "all", "int8")
 
 
 @torch.inference_mode()
