@@ -150,25 +150,21 @@ class Model:
             yield partial(encode, inputs)
         unique, inverse = dedupe(inputs)
         call = _Call(len(unique), finish, show_progress=self.show_progress)
+        parts = self._parts([characters(one) for one in unique])
+        # Two batches or a chunk ahead keep every thread busy and bound the memory; chunks may share a batch.
+        tokens_ahead, chunks_ahead = (0, 0) if self.batch_size else (2 * self.max_batch_tokens * self._worker.lanes, 1)
         try:
-            lanes = self._worker.lanes
-            rows = self.batch_size
-            # With `batch_size` all threads of the worker get their rows by one request: two of them could share a batch.
-            batches, most = (lanes, rows * lanes) if rows else (1, None)
-            sizes = list(map(characters, unique))
-            size = max(CHUNK_CHARACTERS, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches)
-            parts = list(chunks(sizes, size, most))
-            ahead = 0 if rows else 2 * self.max_batch_tokens * lanes
-            chunks_ahead = 0 if rows else 1
             for part in parts:
                 encoded: list[Encoded] = yield partial(encode, unique[part])
                 ids = call.note(encoded)
                 request = self._worker.submit(
-                    ids, max_batch_tokens=self.max_batch_tokens, max_batch_rows=rows, bulk=len(parts) > 1
+                    ids,
+                    max_batch_tokens=self.max_batch_tokens,
+                    max_batch_rows=self.batch_size,
+                    bulk=len(parts) > 1,
                 )
                 call.pending.append(request)
-                # Two batches or a chunk ahead keep a thread busy and bound the memory; chunks may share a batch.
-                while call.tokens_ahead > ahead and len(call.pending) > chunks_ahead:
+                while call.tokens_ahead > tokens_ahead and len(call.pending) > chunks_ahead:
                     call.collect((yield call.pending[0]))
             while call.pending:
                 call.collect((yield call.pending[0]))
@@ -177,12 +173,22 @@ class Model:
         finally:
             call.end()
         _warn_truncated(np.array(call.dropped)[inverse])
-        if len(unique) == len(inverse):
-            return call.rows
-        if len(parts) == 1:
-            return call.rows[inverse]
-        result: FloatArray = yield partial(call.rows.take, inverse, axis=0)  # hundreds of MB, perhaps
-        return result
+        if len(unique) < len(inverse):
+            call.rows = yield partial(call.rows.take, inverse, axis=0)  # hundreds of MB, perhaps
+        return call.rows
+
+    def _parts(self, sizes: list[int]) -> list[slice]:
+        """What of the inputs to tokenise and to submit at a time.
+
+        Args:
+            sizes: How much text each input has, in characters.
+        """
+        lanes, rows = self._worker.lanes, self.batch_size
+        # With `batch_size` all threads of the worker get their rows by one request, since two requests could share a
+        # batch.
+        batches, most = (lanes, rows * lanes) if rows else (1, None)
+        size = max(CHUNK_CHARACTERS, CHARACTERS_PER_TOKEN * self.max_batch_tokens * batches)
+        return list(chunks(sizes, size, most))
 
 
 class _Call:
