@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear as plain_linear
 
 from qwen_retrieval.batching import PackedBatch, pack
-from qwen_retrieval.engine import attention, decoder, kernels, matrices, quantization
+from qwen_retrieval.engine import attention, decoder, int8, kernels, matrices
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
 from qwen_retrieval.types import TokenIds
 
@@ -109,7 +109,7 @@ def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Calla
     fast = one_layer(packed, batch, dtype)
     if part == "int8":
         quantized = replace(plain)
-        quantization.quantize_layer(quantized)
+        int8.quantize_layer(quantized)
         return one_layer(quantized, batch, dtype), fast
     if part == "heads":
         return fast, one_layer(packed, batch, dtype, with_kernels=SlowHeads())

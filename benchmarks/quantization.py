@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from demo.metrics import Beir, beir_ndcg, bootstrap, load_beir
 from qwen_retrieval import Embedder, Reranker
-from qwen_retrieval.engine import quantization
+from qwen_retrieval.engine import int8
 from qwen_retrieval.engine.engine import load_embedding_engine
 from qwen_retrieval.engine.weights import DecoderConfig
 from qwen_retrieval.types import FloatArray
@@ -46,8 +46,8 @@ CHANNELS, MLP_CHANNELS = [7, 123, 400, 801], [11, 1500, 2222]
 @contextmanager
 def contender(name: str) -> Iterator[str]:
     """The dtype of a contender, while its models are loaded."""
-    blocks = (1,) if name.endswith("not rotated") else quantization.BLOCKS
-    with mock.patch.object(quantization, "BLOCKS", blocks):
+    blocks = (1,) if name.endswith("not rotated") else int8.BLOCKS
+    with mock.patch.object(int8, "BLOCKS", blocks):
         yield name.partition(",")[0]
 
 

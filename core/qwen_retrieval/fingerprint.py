@@ -14,7 +14,7 @@ from qwen_retrieval.hub import FILES, local_folder, model_folder
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.specs import CHECKPOINTS, DEMO, QWEN3_EMBEDDING, check_vector_length, resolve_model
 from qwen_retrieval.templates import DEFAULT_MAX_LENGTH, VERSION
-from qwen_retrieval.types import ControlTokens
+from qwen_retrieval.types import QUANTIZED_DTYPES, ControlTokens
 
 _SAMPLES, _SAMPLE = 256, 4096
 """A weight file is told from another by its size and samples of so many bytes: this many, spread over it, and both ends
@@ -74,7 +74,8 @@ def embedding_fingerprint(
 
     Use it as the namespace of a cache, of a record manager or of an index, so that a vector which was made otherwise
     is never found again. Nothing is loaded and nobody is asked for it. Device and dtype, which decide the rounding, are
-    no part of it, so that machines can share what they keep; only "int8" is, which changes vectors by more than that.
+    no part of it, so that machines can share what they keep; only "int8" and "float8" are, which change vectors by
+    more than that.
 
     Args:
         model: As in `Embedder.from_pretrained`. A folder is told by what is in it (of large weights by samples of every
@@ -85,7 +86,7 @@ def embedding_fingerprint(
         document_instruction: The instruction of documents, None for none.
         max_length: Longest input in tokens, None for the default.
         control_tokens: What is done with control tokens in texts.
-        dtype: As in `Embedder.from_pretrained`; all but "int8" have the same name.
+        dtype: As in `Embedder.from_pretrained`; all but `QUANTIZED_DTYPES` have the same name.
 
     Returns:
         Such as ``Qwen3-Embedding-0.6B-1024-5f0c2d9a41b7e386``: letters, digits, ``.``, ``_`` and ``-``.
@@ -110,7 +111,7 @@ def embedding_fingerprint(
         "normalisation": "unit length",
         "templates": VERSION,
     }
-    if dtype == "int8":
+    if dtype in QUANTIZED_DTYPES:
         parts["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     readable = DEMO if name == DEMO else "folder" if folder else re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(name).name)

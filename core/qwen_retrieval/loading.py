@@ -31,7 +31,7 @@ from qwen_retrieval.specs import (
 from qwen_retrieval.templates import EmbeddingTemplate, RerankingTemplate
 from qwen_retrieval.threads import CPU_TURNS, threads_to_use
 from qwen_retrieval.tokenizer import HubTokenizer
-from qwen_retrieval.types import FloatArray, TokenIds
+from qwen_retrieval.types import QUANTIZED_DTYPES, FloatArray, TokenIds
 from qwen_retrieval.worker import Run, Worker
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LoadConfig:
         cache_dir: Where downloads are kept.
         local_files_only: Never ask the hub; no part of the key, because a model in memory needs no hub.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; or several, each of which gets a copy of the weights.
-        dtype: "auto", "float32", "bfloat16", "float16" or "int8".
+        dtype: "auto", "float32", "bfloat16", "float16", "int8" or "float8".
         token: Access token; it opens a repository but does not change what is in it, so it is no part of the key, and
             it stands in no repr.
     """
@@ -84,7 +84,7 @@ class LoadedModel(Generic[Spec]):
         spec: The family that the checkpoint belongs to, and its sizes.
         revision: Branch, tag or commit that was asked for.
         device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
-        dtype: What is computed in, such as "bfloat16"; "int8" if matrices are multiplied in it.
+        dtype: What is computed in, such as "bfloat16"; "int8" or "float8" if matrices are multiplied in it.
         max_batch_tokens: Token budget of a batch that suits a device.
         release: Give the model back; the last one frees the memory. More calls do nothing.
     """
@@ -201,7 +201,7 @@ def _leave(config: LoadConfig, entry: _Entry) -> Worker | None:
 
 def _normalise(config: LoadConfig) -> LoadConfig:
     """The same key for all spellings of the same thing: "0.6B" and its repository, "auto" and what it means here."""
-    from qwen_retrieval.engine.engine import resolve_dtype
+    from qwen_retrieval.engine.engine import dtype_name, resolve_dtype
 
     devices = _resolve_devices(config.device)
     dtypes = {resolve_dtype(config.dtype, device) for device in devices}
@@ -214,7 +214,7 @@ def _normalise(config: LoadConfig) -> LoadConfig:
         config,
         model=str(local_folder(model) or model),
         device=tuple(map(str, devices)),
-        dtype=str(dtypes.pop()).removeprefix("torch."),
+        dtype=dtype_name(dtypes.pop()),
     )
 
 
@@ -318,7 +318,7 @@ def _load_on_each(
         spec: Of the checkpoint.
         config: Normalised.
     """
-    from qwen_retrieval.engine.engine import default_batch_tokens
+    from qwen_retrieval.engine.engine import default_batch_tokens, dtype_name
 
     copies: list[tuple[_TorchEngine, Run]] = []
     try:
@@ -338,7 +338,7 @@ def _load_on_each(
         spec=spec,
         revision=config.revision,
         device=", ".join(config.device),
-        dtype="int8" if config.dtype == "int8" else str(engines[0].dtype).removeprefix("torch."),
+        dtype=config.dtype if config.dtype in QUANTIZED_DTYPES else dtype_name(engines[0].dtype),
         max_batch_tokens=min(default_batch_tokens(engine.device, engine.decoder.config) for engine in engines),
         release=lambda: None,
     )

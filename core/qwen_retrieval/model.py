@@ -67,7 +67,7 @@ class Model:
     Attributes:
         revision: Branch, tag or commit that was asked for.
         device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
-        dtype: What is computed in, such as "bfloat16"; "int8" if matrices are multiplied in it.
+        dtype: What is computed in, such as "bfloat16"; "int8" or "float8" if matrices are multiplied in it.
     """
 
     def __init__(

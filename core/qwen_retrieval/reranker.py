@@ -137,8 +137,8 @@ class Reranker(Model):
                 ``["cuda:0", "cuda:1"]``, loads a copy of the weights on each, and calls keep all of them busy; which
                 device computes which row varies, so results vary as much as with what shares a batch.
             dtype: "auto" (bfloat16 where the device computes it natively, else float32), "float32", "bfloat16",
-                "float16", or "int8": half the memory of bfloat16 and faster, for CPUs with AVX-512 VNNI; scores
-                differ by more than rounding.
+                "float16", or matrices in 8 bits: "int8" (CPUs with AVX-512 VNNI) or "float8" (NVIDIA GPUs from Ada and
+                Hopper on), half the memory of bfloat16 and faster; scores differ by more than rounding.
             revision: Branch, tag or commit of the repository.
             token: Access token for a gated or private repository.
             cache_dir: Where downloads are kept; by default the hub's own cache.

@@ -21,6 +21,8 @@ ControlTokens = Literal["escape", "keep", "error"]
 OnOverflow = Literal["truncate", "error"]
 """What to do with an input longer than ``max_length``: cut it and warn, or refuse."""
 
+QUANTIZED_DTYPES = ("int8", "float8")
+"""Dtypes in which matrices are multiplied that change results by more than rounding."""
 
 Scale = Literal["probability", "log_odds"]
 """What a relevance score is in: a probability in [0, 1], or log-odds (any real number), which do not saturate."""

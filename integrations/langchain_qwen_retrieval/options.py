@@ -61,7 +61,8 @@ class QwenModelOptions(BaseModel, ABC):
     """"cpu", "cuda", "cuda:N" or "mps", or a list of several; None for the best that there is."""
 
     dtype: str = "auto"
-    """"auto" (bfloat16 where the device computes it natively), "float32", "bfloat16", "float16" or "int8" (CPU)."""
+    """"auto" (bfloat16 where the device computes it natively), "float32", "bfloat16", "float16", "int8"
+    (CPU) or "float8" (GPU)."""
 
     revision: str | None = None
     """Branch, tag or commit of the repository."""

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from qwen_retrieval import Embedder
-from qwen_retrieval.engine.quantization import _obstacle
+from qwen_retrieval.engine.int8 import _obstacle
 from qwen_retrieval.errors import CorruptCheckpointError
 from qwen_retrieval.fingerprint import check_dimensions, embedding_fingerprint, full_dimensions
 from qwen_retrieval.hub import model_folder

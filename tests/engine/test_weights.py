@@ -12,8 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen_retrieval.engine.quantization import Matrix
-from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, DecoderWeights, load_decoder, load_head_rows
+from qwen_retrieval.engine.weights import (
+    Checkpoint,
+    DecoderConfig,
+    DecoderWeights,
+    Matrix,
+    load_decoder,
+    load_head_rows,
+)
 from qwen_retrieval.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
 from qwen_retrieval.loading import read_config
 from tests.checkpoints import TINY, qwen3_config, random_tensors, write_checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_retrieval import Embedder, Reranker
-from qwen_retrieval.engine.quantization import _obstacle
+from qwen_retrieval.engine.int8 import _obstacle
 from qwen_retrieval.errors import HubUnreachableError, ModelAccessError
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]

@@ -60,7 +60,7 @@ class LoadOptions:
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; several: cuda:0,cuda:1.", rich_help_panel=LOADING)
     ] = "auto"
     dtype: Annotated[
-        str, typer.Option(help="auto, bfloat16, float32, float16, int8 (CPU).", rich_help_panel=LOADING)
+        str, typer.Option(help="auto, bfloat16, float32, float16, int8 (CPU), float8 (GPU).", rich_help_panel=LOADING)
     ] = "auto"
     max_length: Annotated[
         int | None,

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from qwen_retrieval.batching import pack
+from qwen_retrieval.engine import float8, int8
 from qwen_retrieval.engine.attention import supports_flash
 from qwen_retrieval.engine.decoder import Decoder
 from qwen_retrieval.engine.graphs import GraphedPasses
 from qwen_retrieval.engine.matrices import pack_layers
-from qwen_retrieval.engine.quantization import check_supported, quantize_layer
 from qwen_retrieval.engine.staging import Download
 from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, load_decoder, load_head_rows
 from qwen_retrieval.errors import CorruptCheckpointError, NonFiniteError, OutOfMemoryError
@@ -31,7 +31,16 @@ from qwen_retrieval.types import FloatArray, TokenIds
 
 Result = TypeVar("Result")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}
+
+QUANTIZED = {torch.int8: int8, torch.float8_e4m3fn: float8}
+"""Dtypes of matrices that are quantized while they are loaded, and the module of each."""
 
 GPU_BATCH_TOKENS = 16_384
 """Default token budget of a batch on a GPU: enough to fill an H100, as in TEI and vLLM."""
@@ -73,14 +82,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """A torch dtype from its name; "auto" takes bfloat16 where the device computes it natively, else float32.
 
     Raises:
-        ValueError: The name is unknown, or it is "int8" and that cannot be computed here.
+        ValueError: The name is unknown, or that of a quantized dtype that cannot be computed here.
     """
     if dtype == "auto":
         return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
-        raise ValueError(f'dtype must be "auto", "float32", "bfloat16", "float16" or "int8", but got {dtype!r}')
-    if dtype == "int8":
-        check_supported(device)
+        raise ValueError(
+            f'dtype must be "auto", "float32", "bfloat16", "float16", "int8" or "float8", but got {dtype!r}'
+        )
+    if DTYPES[dtype] in QUANTIZED:
+        QUANTIZED[DTYPES[dtype]].check_supported(device)
     if dtype == "float16":
         warnings.warn(
             "float16 overflows in Qwen3 8B models (https://github.com/QwenLM/Qwen3-Embedding/issues/164); rows that "
@@ -89,6 +100,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
             stacklevel=2,
         )
     return DTYPES[dtype]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that `resolve_dtype` takes."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def _computes_bfloat16(device: torch.device) -> bool:
@@ -107,7 +123,7 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     bfloat16, exact for the weights, and the memory of half precision. What is not kept in 8 bits is computed in the
     dtype that is the fastest.
     """
-    if stored == torch.int8:
+    if stored in QUANTIZED:
         return resolve_dtype("auto", device)
     half = stored in (torch.bfloat16, torch.float16)
     native = stored == torch.bfloat16 and _computes_bfloat16(device)
@@ -284,8 +300,10 @@ def _resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, stored: torch.dtype) -> Decoder:
     """The decoder, its matrices laid out for what this machine computes in."""
     computed = compute_dtype(stored, device)
-    if stored == torch.int8:
-        return Decoder(load_decoder(checkpoint, config, device, computed, quantize_layer), config, device)
+    if stored in QUANTIZED:
+        return Decoder(
+            load_decoder(checkpoint, config, device, computed, QUANTIZED[stored].quantize_layer), config, device
+        )
     weights = load_decoder(checkpoint, config, device, stored)
     pack_layers(weights.layers, computed)
     return Decoder(weights, config, device)

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwen_retrieval.engine.quantization import Int8Matrix, Matrix
-from qwen_retrieval.engine.weights import LayerWeights
+from qwen_retrieval.engine.weights import LayerWeights, Matrix
 
 
 def pack_layers(layers: list[LayerWeights], dtype: torch.dtype) -> None:
@@ -38,7 +37,7 @@ def pack_layers(layers: list[LayerWeights], dtype: torch.dtype) -> None:
 
 def cast(weight: Matrix, dtype: torch.dtype) -> Matrix:
     """A weight, packed or plain, in `dtype`: itself if it has that dtype already, or is quantized."""
-    if isinstance(weight, Int8Matrix) or weight.dtype == dtype:
+    if not isinstance(weight, Tensor) or weight.dtype == dtype:
         return weight
     return (weight.to_dense() if weight.is_mkldnn else weight).to(dtype)
 
@@ -46,7 +45,7 @@ def cast(weight: Matrix, dtype: torch.dtype) -> Matrix:
 def linear(x: Tensor, weight: Matrix) -> Tensor:
     """``x @ weight.T`` in the dtype of `x`: (T, in) and (out, in), packed, plain or quantized -> (T, out)."""
     weight = cast(weight, x.dtype)
-    if isinstance(weight, Int8Matrix):
+    if not isinstance(weight, Tensor):
         return weight.multiply(x)
     if weight.is_mkldnn or (x.dtype == torch.float32 and _packing_pays(weight)):
         # Not `torch.set_float32_matmul_precision`, which would choose oneDNN too: it holds for the whole process, and

@@ -11,16 +11,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen_retrieval.errors import CorruptCheckpointError, ModelNotFoundError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from qwen_retrieval.engine.quantization import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +99,20 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
         if found != supported:
             msg = f"config.json says {field}={found!r}, but this engine computes {field}={supported!r} only"
             raise UnsupportedModelError(msg)
+
+
+class QuantizedMatrix(Protocol):
+    """A matrix (out, in) in other numbers than torch multiplies by itself."""
+
+    def __getitem__(self, rows: slice) -> QuantizedMatrix:
+        """Some rows as a matrix of their own."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """``x @ matrix.T``: (T, in) -> (T, out) in the dtype of `x`."""
+
+
+Matrix: TypeAlias = Tensor | QuantizedMatrix
+"""What a layer multiplies by."""
 
 
 @dataclass(slots=True)

@@ -79,7 +79,7 @@ class QwenComponent(Generic[M]):
 
     dtype: str = "auto"
     """What to compute in: "auto" (bfloat16 where the device computes it natively, else float32), "float32",
-    "bfloat16", "float16" or, on CPUs, "int8"."""
+    "bfloat16", "float16", "int8" (CPU) or "float8" (GPU)."""
 
     revision: str | None = None
     """Branch, tag or commit of the repository."""

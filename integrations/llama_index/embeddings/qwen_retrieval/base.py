@@ -62,7 +62,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
             None for the model's web search instruction, "" for none.
         document_instruction: The same for documents, for symmetric tasks only; None for none.
         revision: Branch, tag or commit of the repository.
-        dtype: "auto", "float32", "bfloat16", "float16" or, on CPUs, "int8".
+        dtype: "auto", "float32", "bfloat16", "float16", "int8" (CPU) or "float8" (GPU).
         max_length: Longest input in tokens; None for 8192, or the model's own limit if that is less.
         on_overflow: What to do with a longer input: "truncate" (and warn) or "error".
         control_tokens: What to do with strings such as ``<|endoftext|>`` in texts: "escape", "keep" or "error".

@@ -61,7 +61,7 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
             the node, and out of the texts for embedding models and LLMs.
         metadata_mode: Which metadata the model sees before the text.
         revision: Branch, tag or commit of the repository.
-        dtype: "auto", "float32", "bfloat16", "float16" or, on CPUs, "int8".
+        dtype: "auto", "float32", "bfloat16", "float16", "int8" (CPU) or "float8" (GPU).
         max_length: Longest input in tokens, template and query included; None for 8192, or the model's own limit.
         on_overflow: What to do with a longer input: "truncate" (the document's end, and warn) or "error".
         control_tokens: What to do with strings such as ``<|im_end|>`` in texts: "escape", "keep" or "error".

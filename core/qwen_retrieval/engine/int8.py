@@ -13,16 +13,13 @@ arithmetic their product is the same (QuaRot, arXiv 2404.00456, section 4, where
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from qwen_retrieval.engine.weights import LayerWeights
-
-Matrix: TypeAlias = "Tensor | Int8Matrix"
-"""What a layer multiplies by."""
 
 LARGEST = 127
 """Codes are -127 to 127, so that their negatives exist."""

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_retrieval.engine import quantization
+from qwen_retrieval.engine import int8
 from qwen_retrieval.engine.engine import TorchEmbeddingEngine, compute_dtype, load_embedding_engine, resolve_dtype
-from qwen_retrieval.engine.quantization import Int8Matrix, quantize_layer, quantize_rows, rotate
+from qwen_retrieval.engine.int8 import Int8Matrix, quantize_layer, quantize_rows, rotate
 from qwen_retrieval.engine.weights import Checkpoint, DecoderConfig, DecoderWeights, LayerWeights, load_decoder
 from qwen_retrieval.errors import NonFiniteError
 from qwen_retrieval.loading import read_config
@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 NAMES = ("qkv", "output", "gate_up", "down")
 INPUTS = [[7], [1, 2, 3], [*range(40), 50, 51], [*range(40), 60], [5] * 200]
 SHAPES = [(64, 64), (7, 5), (33, 17), (96, 320)]
-needs_int8 = pytest.mark.skipif(quantization._obstacle() is not None, reason="needs a CPU with AVX-512 VNNI")
+needs_int8 = pytest.mark.skipif(int8._obstacle() is not None, reason="needs a CPU with AVX-512 VNNI")
 
 
 def by_integers(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`Int8Matrix.multiply`, literally: rotate, round, multiply whole numbers, scale."""
-    block = quantization._block(x.shape[1])
+    block = int8._block(x.shape[1])
     codes, scale = quantize_rows(rotate(x, block))
     weight_codes, weight_scale = quantize_rows(rotate(weight, block))
     return (codes.long() @ weight_codes.long().T).double() * scale.double() * weight_scale.double().T
@@ -55,7 +55,7 @@ def test_chunks_of_rows_give_what_all_rows_give(monkeypatch: pytest.MonkeyPatch)
     torch.manual_seed(0)
     matrix, x = Int8Matrix.of(torch.randn(24, 64)), torch.randn(23, 64)
     whole = matrix.multiply(x)
-    monkeypatch.setattr(quantization, "CHUNK", 5)
+    monkeypatch.setattr(int8, "CHUNK", 5)
     assert torch.equal(matrix.multiply(x), whole)
 
 
@@ -72,7 +72,7 @@ def test_a_bfloat16_product_is_the_float32_one_rounded() -> None:
 @needs_int8
 @pytest.mark.parametrize("blocks", [(64,), (1,)])  # without a rotation all codes are the largest
 def test_the_largest_codes_do_not_overflow(blocks: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "BLOCKS", blocks)
+    monkeypatch.setattr(int8, "BLOCKS", blocks)
     weight, x = torch.full((16, 3072), -3.0), torch.full((2, 3072), 5.0)
     x[1] = -5.0
     found = Int8Matrix.of(weight).multiply(x)
@@ -131,7 +131,7 @@ def test_a_rotation_is_orthogonal_and_exact_in_bfloat16_too(block: int, dtype: t
 
 @pytest.mark.parametrize(("channels", "block"), [(1024, 64), (3072, 64), (2560, 64), (9728, 64), (48, 16), (6, 1)])
 def test_as_many_channels_are_rotated_together_as_divide_a_row(channels: int, block: int) -> None:
-    assert quantization._block(channels) == block
+    assert int8._block(channels) == block
 
 
 @needs_int8
@@ -147,7 +147,7 @@ def test_outlier_channels_cost_little_because_they_are_spread(monkeypatch: pytes
         return float((Int8Matrix.of(weight).multiply(x) - exact).norm() / exact.norm())
 
     spread = error()
-    monkeypatch.setattr(quantization, "BLOCKS", (1,))
+    monkeypatch.setattr(int8, "BLOCKS", (1,))
     assert spread <= 0.05
     assert error() >= 3 * spread
 
@@ -243,7 +243,7 @@ def test_a_build_of_torch_without_the_product_is_refused(monkeypatch: pytest.Mon
         raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qlinear_prepack'\nmore")
 
     monkeypatch.setattr(Int8Matrix, "__init__", missing)
-    monkeypatch.setattr(quantization, "_obstacle", quantization._obstacle.__wrapped__)
+    monkeypatch.setattr(int8, "_obstacle", int8._obstacle.__wrapped__)
     with pytest.raises(ValueError, match=r"cannot be computed here: torch .* has no such .*qlinear_prepack'\); pass"):
         resolve_dtype("int8", CPU)
 
