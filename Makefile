@@ -53,7 +53,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.models
 
 demo-pair: .venv-demo/.installed
 	.venv-demo/bin/python demo/train.py

@@ -1,38 +1,150 @@
-"""Texts that really tokenize to drawn lengths, and random-weight checkpoints of the published shapes.
+"""What is computed: the workloads W1 to W10, lengths drawn from a seed, and texts that have exactly these lengths.
 
-Lengths are W1 of the benchmark plan: lognormal with mu 4.25 and sigma 0.42, capped at 512 tokens (mean about 80, like
-MS MARCO passages), drawn once from a seed. The text is prose of the Python standard library's docstrings.
+Lengths are in tokens of the published tokenizer, without templates. A longer list of the same workload begins with the
+shorter one. Texts are prose of the Python standard library's docstrings, in pieces of a few words, so that no two
+begin alike.
 """
 
 from __future__ import annotations
 
 import ast
-import json
+import functools
 import random
+import re
 import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
 from tokenizers import Tokenizer
-
-from tests.checkpoints import QWEN3_0_6B, write_checkpoint
-from tests.real_tokenizer import build_tokenizers
 
 SEED = 20261120
 
+RUN = 8
+"""Words of prose that stay together: fewer tokens than our engine would share between two texts."""
 
-def draw_lengths(count: int, *, mu: float = 4.25, sigma: float = 0.42, cap: int = 512) -> list[int]:
-    """Token counts of W1."""
-    rng = random.Random(SEED)
-    return [max(4, min(cap, round(rng.lognormvariate(mu, sigma)))) for _ in range(count)]
+Task = Literal["documents", "queries", "pairs"]
+"""Embed documents, embed queries with the default instruction, or score pairs of a query and a document."""
+
+Item = str | tuple[str, str]
+"""A text to embed, or a query and a document to score."""
+
+Draw = Callable[[random.Random], int]
+
+
+def lognormal(mu: float, sigma: float, cap: int) -> Draw:
+    """Lengths around exp(mu), at least 4 and at most `cap`."""
+    return lambda rng: max(4, min(cap, round(rng.lognormvariate(mu, sigma))))
+
+
+def fixed(length: int) -> Draw:
+    """Always the same length."""
+    return lambda _: length
+
+
+def uniform(least: int, most: int) -> Draw:
+    """Lengths from `least` to `most`, both included."""
+    return lambda rng: rng.randint(least, most)
+
+
+PASSAGES = lognormal(4.25, 0.42, 512)
+"""As MS MARCO's passages: mean 76, one in a hundred above 185."""
+
+QUERIES = uniform(4, 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One kind of work.
+
+    Attributes:
+        name: Such as ``W1``.
+        what: In a few words, for tables.
+        task: What is asked for.
+        draw: Length of one document, or of one query for the task ``queries``.
+        cpu: How many items on a CPU.
+        gpu: How many on a GPU with the 0.6B shape; larger shapes get fewer, see `default_items`.
+        per_call: Items of one call; None for all in one. The items of a call to score pairs have one query.
+    """
+
+    name: str
+    what: str
+    task: Task
+    draw: Draw
+    cpu: int
+    gpu: int
+    per_call: int | None = None
+
+    @property
+    def kind(self) -> Literal["embedding", "reranking"]:
+        """Which of the two models does it."""
+        return "reranking" if self.task == "pairs" else "embedding"
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether somebody waits for each single item."""
+        return self.per_call == 1
+
+
+WORKLOADS: tuple[Workload, ...] = (
+    Workload("W1", "passages of 76 tokens", "documents", PASSAGES, 64, 4096),
+    Workload("W2", "4 to 8,192 tokens, mean 300", "documents", lognormal(5.2, 1.0, 8192), 16, 1024),
+    Workload("W3", "documents of 512", "documents", fixed(512), 8, 512),
+    Workload("W4", "documents of 8,192", "documents", fixed(8192), 1, 24),
+    Workload("W5", "queries with instruction", "queries", QUERIES, 64, 4096),
+    Workload("W6", "1 query x 100 passages", "pairs", PASSAGES, 100, 100, 100),
+    Workload("W7", "1 query x 100 documents of 512", "pairs", fixed(512), 20, 100, 100),
+    Workload("W8", "64 queries x 100 passages", "pairs", PASSAGES, 200, 6400, 100),
+    Workload("W9", "one query at a time", "queries", QUERIES, 20, 200, 1),
+    Workload("W10a", "64 passages", "documents", PASSAGES, 64, 64),
+    Workload("W10b", "1 query x 20 passages", "pairs", PASSAGES, 20, 20, 20),
+    Workload("W10c", "1 query x 100 passages", "pairs", PASSAGES, 100, 100, 100),
+    Workload("W10d", "one query at a time", "queries", QUERIES, 20, 20, 1),
+)
+"""The plan's workloads; W10, the CPU set, is four."""
+
+
+def select(names: Sequence[str]) -> list[Workload]:
+    """Workloads by name, in the order of `WORKLOADS`; ``W10`` names all four of its parts.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    known = {workload.name for workload in WORKLOADS} | {"W10"}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"workload must be one of {', '.join(sorted(known))}, but got {', '.join(unknown)}")
+    return [one for one in WORKLOADS if one.name in names or (one.name.startswith("W10") and "W10" in names)]
+
+
+def default_items(workload: Workload, device: str, model: str, scale: float = 1.0) -> int:
+    """How many items to measure: fewer on a CPU, and on a GPU fewer the larger the model.
+
+    Args:
+        workload: The work.
+        device: "cpu", or anything else for a GPU.
+        model: "0.6B", "4B" or "8B".
+        scale: Multiplies the number; at least one item is left.
+    """
+    share = 1.0 if device == "cpu" or workload.is_latency else {"0.6B": 1.0, "4B": 1 / 4, "8B": 1 / 8}[model]
+    least = min(workload.gpu, workload.per_call or 1)  # a call is not cut for a larger model
+    wanted = workload.cpu if device == "cpu" else max(least, round(workload.gpu * share))
+    return max(1, round(wanted * scale))
+
+
+def draw_lengths(draw: Draw, count: int, seed: str) -> list[int]:
+    """`count` token counts; a longer list of the same seed begins with these."""
+    rng = random.Random(f"{SEED} {seed}")
+    return [draw(rng) for _ in range(count)]
 
 
 def prose() -> str:
     """The docstrings of the standard library's modules, one after the other, as far as 2 MB."""
     folder, parts, size = Path(sysconfig.get_path("stdlib")), [], 0
     for path in sorted(folder.glob("*.py")):
-        text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        tree = ast.parse(path.read_bytes())
+        text = ast.get_docstring(tree) or ""
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 text += "\n" + (ast.get_docstring(node) or "")
         parts.append(text)
@@ -42,40 +154,74 @@ def prose() -> str:
     return " ".join(" ".join(parts).split())
 
 
-def documents(count: int, tokenizer_folder: Path) -> list[str]:
-    """`count` pieces of prose whose token counts are those of `draw_lengths`, give or take a merge at the seams."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    ids = tokenizer.encode(prose(), add_special_tokens=False).ids
-    texts, start = [], 0
-    for length in draw_lengths(count):
-        texts.append(tokenizer.decode(ids[start : start + length]).strip())
-        start += length
-    return texts
+@functools.cache
+def _ascii_words() -> tuple[str, ...]:
+    # Only what begins with a letter: at a space before a letter the tokenizer always cuts, so that counts add up.
+    return tuple(word for word in prose().split() if re.fullmatch(r"[A-Za-z][!-~]*", word))
 
 
-def checkpoints(folder: Path) -> tuple[Path, Path]:
-    """An embedder and a reranker of the 0.6B shape with random bfloat16 weights, written under `folder` once."""
-    embedder, reranker, tokenizers = folder / "embedder", folder / "reranker", folder / "tokenizers"
-    if not (reranker / "model.safetensors").exists():
-        if not tokenizers.exists():
-            build_tokenizers(tokenizers)
-        # Gain 1: with the tests' 4 the activations of 28 layers would leave bfloat16's accuracy.
-        options = {"dtype": torch.bfloat16, "gain": 1.0}
-        write_checkpoint(embedder, tokenizers / "embedding", QWEN3_0_6B, prefix=False, **options)  # type: ignore[arg-type]
-        _describe_pooling(embedder)
-        write_checkpoint(reranker, tokenizers / "reranker", QWEN3_0_6B, prefix=True, **options)  # type: ignore[arg-type]
-    return embedder, reranker
+class Writer:
+    """Writes texts of exactly so many tokens.
+
+    Args:
+        tokenizer: The published tokenizer, or one that splits before each space followed by a letter as it does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._words = _ascii_words()
+        distinct = list(dict.fromkeys(self._words))
+        inner = tokenizer.encode_batch_fast([f" {word}" for word in distinct], add_special_tokens=False)
+        first = tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+        self._inner = {word: len(one.ids) for word, one in zip(distinct, inner, strict=True)}
+        self._first = {word: len(one.ids) for word, one in zip(distinct, first, strict=True)}
+        self._short = [word for word in distinct if self._inner[word] == 1 and self._first[word] == 1]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Writer:
+        """A writer for the tokenizer in a checkpoint's folder."""
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def texts(self, lengths: Sequence[int], seed: str) -> list[str]:
+        """One text of each length, the same for the same seed."""
+        rng = random.Random(f"{SEED} {seed} texts")
+        return [self._text(length, rng) for length in lengths]
+
+    def _text(self, length: int, rng: random.Random) -> str:
+        words: list[str] = []
+        left = length
+        for word in self._stream(rng):
+            cost = (self._inner if words else self._first)[word]
+            if cost > left:  # one token fits always
+                word, cost = rng.choice(self._short), 1
+            words.append(word)
+            left -= cost
+            if not left:
+                break
+        return " ".join(words)
+
+    def _stream(self, rng: random.Random) -> Iterator[str]:
+        while True:
+            start = rng.randrange(len(self._words) - RUN)
+            yield from self._words[start : start + RUN]
 
 
-def _describe_pooling(folder: Path) -> None:
-    """The files by which sentence-transformers knows the published embedders: last token, unit length."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds.items())
-    ]
-    pooling = {"word_embedding_dimension": 1024, "pooling_mode_lasttoken": True, "include_prompt": True}
-    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
-    (folder / "2_Normalize").mkdir(exist_ok=True)
+def write_items(workload: Workload, count: int, writer: Writer) -> list[Item]:
+    """The workload's first `count` items."""
+    texts = writer.texts(draw_lengths(workload.draw, count, workload.name), workload.name)
+    if workload.task != "pairs":
+        return list(texts)
+    per_call = workload.per_call or count
+    lengths = draw_lengths(QUERIES, -(-count // per_call), f"{workload.name} queries")
+    queries = writer.texts(lengths, f"{workload.name} queries")
+    return [(queries[i // per_call], text) for i, text in enumerate(texts)]
+
+
+def calls(workload: Workload, items: Sequence[Item]) -> list[list[Item]]:
+    """The items, call by call."""
+    step = workload.per_call or max(1, len(items))
+    return [list(items[start : start + step]) for start in range(0, len(items), step)]
+
+
+def documents(count: int, folder: Path) -> list[str]:
+    """`count` passages of W1, by the tokenizer in `folder`."""
+    return [str(text) for text in write_items(WORKLOADS[0], count, Writer.from_folder(folder))]
