@@ -4,13 +4,17 @@
 #   make quickstart MODEL=0.6B   the same with the published models (0.6B, 4B, 8B), downloaded on first use
 #   make test                    lint, types and the whole test suite
 #   make test-frameworks         the adapters' tests, with the newest and then the lowest supported frameworks
+#   make bench                   the models' speed on this CPU beside other libraries (see benchmarks/README.md)
+#   make bench-gpu               the same on a CUDA device, for all three sizes, in ten minutes
 #
-# Variables: PYTHON (the interpreter to start from), MODEL, PIP_FLAGS (for every pip install), PYTEST_FLAGS, DIST.
+# Variables: PYTHON (the interpreter to start from), MODEL, PIP_FLAGS (for every pip install), PYTEST_FLAGS, BENCH_FLAGS,
+# DIST.
 
 PYTHON ?= python3
 MODEL ?= demo
 DIST ?= dist
 PIP_FLAGS ?=
+BENCH_FLAGS ?=
 PYTEST_FLAGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv
@@ -25,7 +29,7 @@ ADAPTERS := $(filter-out tests/integrations/test_qdrant_%,$(wildcard tests/integ
   tests/test_conformance.py tests/test_examples.py
 EXTRAS := qdrant,parquet,langchain,llama-index,haystack,test
 
-.PHONY: quickstart test test-frameworks test-lowest lint format bench demo-pair wheel clean help
+.PHONY: quickstart test test-frameworks test-lowest lint format bench bench-gpu demo-pair wheel clean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -53,7 +57,10 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.models $(BENCH_FLAGS)
+
+bench-gpu: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.models --gpu-table $(BENCH_FLAGS)
 
 demo-pair: .venv-demo/.installed
 	.venv-demo/bin/python demo/train.py

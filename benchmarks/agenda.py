@@ -103,8 +103,7 @@ class Agenda:
             for contender in contenders:
                 contender.close()
             contenders.clear()
-            if options.device != "cpu":
-                torch.cuda.empty_cache()
+            measure.release(options.device)
 
     def _keep(self, measured: Measurement) -> None:
         self._results.measurements.append(measured)
@@ -153,7 +152,7 @@ class Bench:
         ids = [self._ours.token_ids(workload.task, call) for call in batches]
         mean = sum(len(one) for part in ids for one in part) / wanted
         entrants, per_item = self._sweep(workload, batches[0], mean, clock.part(SWEEP_SHARE))
-        kept = _affordable(batches, per_item, options.rounds + options.device_rounds, clock.left)
+        kept = affordable(batches, per_item, options.rounds + options.device_rounds, clock.left)
         ids = [part[: len(call)] for part, call in zip(ids, kept, strict=False)]
         count = sum(map(len, kept))
         notes = [f"{count} of {wanted} items"] if count < wanted else []
@@ -246,7 +245,7 @@ class Bench:
         )
         if self._options.memory and device == "cpu":
             entrant.run.peak_bytes = memory.peak_of(
-                self._setting, contender.name, workload, len(call), entrant.batch_size
+                self._setting, contender.key, workload, len(call), entrant.batch_size
             )
 
     def _find_errors(self) -> dict[str, float]:
@@ -256,14 +255,21 @@ class Bench:
         shared_model = importlib.import_module("benchmarks.peers.shared_model")
         workload = select(["W1" if self._setting.kind == "embedding" else "W6"])[0]
         items = write_items(replace(workload, per_call=None), PROBED, self._writer)
-        reference = shared_model.reference(self._setting, workload.task, items)
+        try:
+            reference = shared_model.reference(self._setting, workload.task, items)
+        except torch.OutOfMemoryError:
+            print(f"no errors: {self._model} in float32 does not fit into memory", file=sys.stderr)
+            return {}
+        finally:
+            shared_model.load.cache_clear()  # those who use it have it by now
+            measure.release(self._setting.device)
         return {
             one.name: probes.error_against(reference, one.run(workload.task, items, one.sweep(100.0, PROBED)[-1]))
             for one in self._contenders
         }
 
 
-def _affordable(batches: Sequence[list[Item]], per_item: float, rounds: int, left: float) -> list[list[Item]]:
+def affordable(batches: Sequence[list[Item]], per_item: float, rounds: int, left: float) -> list[list[Item]]:
     """The first calls, or the first items of the only one, whose rounds fit into the time that is left."""
     total = sum(map(len, batches))
     fitting = max(1, min(total, int(left / rounds / per_item))) if per_item and left < float("inf") else total

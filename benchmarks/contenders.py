@@ -7,6 +7,7 @@ its size of a batch counts, texts or tokens, is its own affair; the best one is 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,15 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from benchmarks.checkpoints import Kind
 from benchmarks.workloads import Item, Task
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.batching import plan
-from qwen_retrieval.instructions import WEB_SEARCH
 from qwen_retrieval.loading import LoadConfig, LoadedModel, load_embedding, load_reranking
+from qwen_retrieval.specs import WEB_SEARCH
 from qwen_retrieval.templates import EmbeddingTemplate, RerankingTemplate
 from qwen_retrieval.types import FloatArray, TokenIds
 
@@ -63,11 +63,13 @@ class Contender(ABC):
 
     Attributes:
         name: For tables.
+        key: What it is loaded by: `OURS`, or its name in `PEERS`.
         unit: What a batch size counts: "texts" or "tokens".
         weight_bytes: GPU memory that loading took; None on a CPU.
     """
 
     name: str
+    key: str
     unit: str = "texts"
     weight_bytes: int | None = None
 
@@ -104,7 +106,7 @@ class Contender(ABC):
 
 
 def _power_of_two(number: float) -> int:
-    return 1 << max(0, round(np.log2(max(1.0, number))))
+    return 1 << round(math.log2(max(1.0, number)))
 
 
 class Ours(Contender):
@@ -206,6 +208,7 @@ def load_contenders(setting: Setting, only: Sequence[str] | None = None) -> list
         before = _allocated(setting.device)
         contender = Ours(setting) if name == OURS else load_peer(name, setting)
         if contender is not None:
+            contender.key = name
             contender.weight_bytes = None if before is None else (_allocated(setting.device) or 0) - before
             found.append(contender)
     return found
@@ -219,10 +222,13 @@ def load_peer(name: str, setting: Setting) -> Contender | None:
         print(f"{name} is left out: there is no module {missing}", file=sys.stderr)
         return None
     peer = importlib.import_module(module)
-    if name == "llama.cpp":  # a program for CPUs here, which takes threads and no device
-        found = peer.contender(setting.folder, torch.get_num_threads()) if setting.device == "cpu" else None
-    else:
-        found = peer.contender(setting)
+    try:
+        if name == "llama.cpp":  # a program for CPUs here, which takes threads and no device
+            found = peer.contender(setting.folder, torch.get_num_threads()) if setting.device == "cpu" else None
+        else:
+            found = peer.contender(setting)
+    except torch.OutOfMemoryError:
+        found = None
     if found is None:
         print(f"{name} is left out for {setting.kind} on {setting.device}", file=sys.stderr)
     return cast("Contender | None", found)

@@ -16,6 +16,12 @@ import torch
 from qwen_retrieval.specs import Checkpoint
 from qwen_retrieval.types import TokenIds
 
+PRODUCT = {"cpu": 2048, "cuda": 8192}
+"""How wide the square matrices are whose product is the ceiling: beyond that it gets no faster."""
+
+COPY = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Bytes that are copied: more than any cache holds."""
+
 
 def linear_parameters(sizes: Checkpoint) -> int:
     """Weights of the decoder's matrices: queries, keys, values, output, gate, up and down of all layers."""
@@ -99,15 +105,15 @@ class Ceiling:
 
 
 def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int | None = None) -> float:
-    """FLOP/s of a square matrix product of random numbers: 2048 wide on a CPU, 8192 on a GPU."""
-    size = size or (2048 if device == "cpu" else 8192)
+    """FLOP/s of a square matrix product of random numbers, `PRODUCT` wide unless `size` says otherwise."""
+    size = size or PRODUCT["cpu" if device == "cpu" else "cuda"]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _best_seconds(lambda: a @ b, device)
 
 
 def copy_rate(device: str = "cpu", size: int | None = None) -> float:
-    """Bytes read and written per second, copying 0.25 GB on a CPU, 2 GB on a GPU."""
-    size = size or (1 << 28 if device == "cpu" else 1 << 31)
+    """Bytes read and written per second by a copy of `COPY` bytes, or of `size`."""
+    size = size or COPY["cpu" if device == "cpu" else "cuda"]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / _best_seconds(lambda: target.copy_(source), device)

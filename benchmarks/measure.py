@@ -58,8 +58,7 @@ def try_batch_sizes(contender: Contender, task: Task, items: Sequence[Item], siz
         memory = _PeakMemory(contender.device)
         seconds = out_of_memory_is_none(lambda size=size: _timed(contender, task, [items], size)[0])  # type: ignore[misc]
         tried.append(Sweep(size, seconds, memory.read() if seconds is not None else None))
-        if contender.device != "cpu":
-            torch.cuda.empty_cache()
+        release(contender.device)
     return tried[1:]
 
 
@@ -82,12 +81,34 @@ def one_round(entrants: Sequence[Entrant], task: Task, calls: Sequence[list[Item
     device = entrants[0].contender.device
     ceiling.measure(device)
     for entrant in entrants:
+        memory = _PeakMemory(device)
         before = time.process_time()
-        seconds, of_calls = _timed(entrant.contender, task, calls, entrant.batch_size)
+        seconds, of_calls = _timed_or_smaller(entrant, task, calls)
         entrant.run.processor_seconds.append(time.process_time() - before)
         entrant.run.seconds.append(seconds)
+        entrant.run.peak_bytes = max(memory.read() or 0, entrant.run.peak_bytes or 0) or None
         if len(calls) > 1:
             entrant.run.call_seconds.append(of_calls)
+
+
+def _timed_or_smaller(entrant: Entrant, task: Task, calls: Sequence[list[Item]]) -> tuple[float, list[float]]:
+    """`_timed`, at half the batch size as long as memory does not suffice: the sweep has not seen the longest items."""
+    while True:
+        try:
+            return _timed(entrant.contender, task, calls, entrant.batch_size)
+        except torch.OutOfMemoryError:
+            if entrant.batch_size == 1:
+                raise
+        entrant.batch_size //= 2
+        entrant.run.batch_size = entrant.batch_size
+        release(entrant.contender.device)
+
+
+def release(device: str) -> None:
+    """Give a GPU's free memory back to it, so that no contender keeps another from it."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def one_device_round(entrants: Sequence[Entrant], prepared: Sequence[list[Callable[[], object]]]) -> None:

@@ -1,6 +1,6 @@
 """Peak memory of one contender on a CPU: resident memory of a process that does nothing else.
 
-python -m benchmarks.memory '{"name": "qwen-retrieval", "folder": "...", ...}'
+python -m benchmarks.memory '{"key": "qwen-retrieval", "folder": "...", ...}'
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from benchmarks.contenders import OURS, Ours, Setting, load_peer
 from benchmarks.workloads import Workload, Writer, select, write_items
 
 
-def peak_of(setting: Setting, name: str, workload: Workload, count: int, batch_size: int) -> int | None:
-    """Bytes: the most resident memory of a process that loads `name` and does `count` items; None if it fails.
+def peak_of(setting: Setting, key: str, workload: Workload, count: int, batch_size: int) -> int | None:
+    """Bytes: the most resident memory of a process that loads `key` and does `count` items; None if it fails.
 
     Interpreter and libraries count, for some 0.5 GB; of weights mapped from a file, as much as was read.
     """
     job = {
-        "name": name,
+        "key": key,
         "folder": str(setting.folder),
         "kind": setting.kind,
         "dtype": setting.dtype,
@@ -32,7 +32,7 @@ def peak_of(setting: Setting, name: str, workload: Workload, count: int, batch_s
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"memory of {name} was not measured: {done.stderr.strip()[-500:]}", file=sys.stderr)
+        print(f"memory of {key} was not measured: {done.stderr.strip()[-500:]}", file=sys.stderr)
         return None
     return int(done.stdout.split()[-1])
 
@@ -43,9 +43,9 @@ def main() -> None:
     setting = Setting(Path(job["folder"]), job["kind"], "cpu", job["dtype"])
     workload = select([job["workload"]])[0]
     items = write_items(workload, job["count"], Writer.from_folder(setting.folder))
-    contender = Ours(setting) if job["name"] == OURS else load_peer(job["name"], setting)
+    contender = Ours(setting) if job["key"] == OURS else load_peer(job["key"], setting)
     if contender is None:
-        raise SystemExit(f"{job['name']} cannot be loaded")
+        raise SystemExit(f"{job['key']} cannot be loaded")
     contender.run(workload.task, items, job["batch_size"])
     print(peak())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.floors import synchronize
@@ -29,11 +30,13 @@ def error_against(reference: FloatArray, found: FloatArray) -> float:
     return float(np.abs(reference - found).max())
 
 
-class _CountOperators(TorchDispatchMode):
+class _CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what torch is asked to compute, views included."""
 
+    count: int
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -54,7 +57,7 @@ def count_launches(run: Callable[[], object], device: str) -> int:
         return operators.count
     run()  # what is compiled or captured at the first call is no launch
     events = _profile(run, device)
-    return sum("Launch" in event.name for event in events if event.device_type == torch.autograd.DeviceType.CPU)
+    return sum("Launch" in event.name for event in events if event.device_type == DeviceType.CPU)
 
 
 def busy_share(run: Callable[[], object], device: str) -> float | None:
@@ -71,8 +74,9 @@ def busy_share(run: Callable[[], object], device: str) -> float | None:
     run()
     synchronize(device)
     wall = time.perf_counter() - start
-    kernels = [event for event in _profile(run, device) if event.device_type == torch.autograd.DeviceType.CUDA]
-    return min(1.0, sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / wall)
+    kernels = [event for event in _profile(run, device) if event.device_type == DeviceType.CUDA]
+    microseconds: float = sum(event.time_range.elapsed_us() for event in kernels)
+    return min(1.0, microseconds / 1e6 / wall)
 
 
 def _profile(run: Callable[[], object], device: str) -> list[Any]:

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 SEED = 20261120
 
-RUN = 8
-"""Words of prose that stay together: fewer tokens than our engine would share between two texts."""
+RUN, WORD = 2, 7
+"""Words of prose that stay together, and most tokens of a word: together less than our engine would share."""
 
 Task = Literal["documents", "queries", "pairs"]
 """Embed documents, embed queries with the default instruction, or score pairs of a query and a document."""
@@ -52,6 +52,9 @@ PASSAGES = lognormal(4.25, 0.42, 512)
 """As MS MARCO's passages: mean 76, one in a hundred above 185."""
 
 QUERIES = uniform(4, 24)
+
+LONGEST = 8191
+"""With the end token 8,192, which all contenders take without cutting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,9 @@ class Workload:
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload("W1", "passages of 76 tokens", "documents", PASSAGES, 64, 4096),
-    Workload("W2", "4 to 8,192 tokens, mean 300", "documents", lognormal(5.2, 1.0, 8192), 16, 1024),
+    Workload("W2", "4 to 8,192 tokens, mean 300", "documents", lognormal(5.2, 1.0, LONGEST), 16, 1024),
     Workload("W3", "documents of 512", "documents", fixed(512), 8, 512),
-    Workload("W4", "documents of 8,192", "documents", fixed(8192), 1, 24),
+    Workload("W4", "documents of 8,192", "documents", fixed(LONGEST), 1, 24),
     Workload("W5", "queries with instruction", "queries", QUERIES, 64, 4096),
     Workload("W6", "1 query x 100 passages", "pairs", PASSAGES, 100, 100, 100),
     Workload("W7", "1 query x 100 documents of 512", "pairs", fixed(512), 20, 100, 100),
@@ -138,8 +141,8 @@ def draw_lengths(draw: Draw, count: int, seed: str) -> list[int]:
     return [draw(rng) for _ in range(count)]
 
 
-def prose() -> str:
-    """The docstrings of the standard library's modules, one after the other, as far as 2 MB."""
+def prose(most: int = 2_000_000) -> str:
+    """The docstrings of the standard library's modules, one after the other, until they are `most` characters."""
     folder, parts, size = Path(sysconfig.get_path("stdlib")), [], 0
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_bytes())
@@ -149,7 +152,7 @@ def prose() -> str:
                 text += "\n" + (ast.get_docstring(node) or "")
         parts.append(text)
         size += len(text)
-        if size > 2_000_000:
+        if size > most:
             break
     return " ".join(" ".join(parts).split())
 
@@ -157,7 +160,7 @@ def prose() -> str:
 @functools.cache
 def _ascii_words() -> tuple[str, ...]:
     # Only what begins with a letter: at a space before a letter the tokenizer always cuts, so that counts add up.
-    return tuple(word for word in prose().split() if re.fullmatch(r"[A-Za-z][!-~]*", word))
+    return tuple(word for word in prose(250_000).split() if re.fullmatch(r"[A-Za-z][!-~]*", word))
 
 
 class Writer:
@@ -168,12 +171,12 @@ class Writer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._words = _ascii_words()
-        distinct = list(dict.fromkeys(self._words))
+        distinct = list(dict.fromkeys(_ascii_words()))
         inner = tokenizer.encode_batch_fast([f" {word}" for word in distinct], add_special_tokens=False)
         first = tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
         self._inner = {word: len(one.ids) for word, one in zip(distinct, inner, strict=True)}
         self._first = {word: len(one.ids) for word, one in zip(distinct, first, strict=True)}
+        self._words = [word for word in _ascii_words() if max(self._inner[word], self._first[word]) <= WORD]
         self._short = [word for word in distinct if self._inner[word] == 1 and self._first[word] == 1]
 
     @classmethod

@@ -60,10 +60,6 @@ class ModelCard(Contender):
         # Log-odds where the card takes exp(): random weights saturate probabilities, which then are equal anyway.
         return scores[:, 1] - scores[:, 0]
 
-    def close(self) -> None:
-        """See `Contender.close`."""
-        shared_model.load.cache_clear()
-
 
 def contender(setting: Setting) -> Contender | None:
     """It can do all that is asked for."""

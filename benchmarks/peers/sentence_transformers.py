@@ -16,7 +16,7 @@ from sentence_transformers.util import batch_to_device
 
 from benchmarks.contenders import Contender, Setting
 from benchmarks.workloads import Item, Task
-from qwen_retrieval.instructions import WEB_SEARCH
+from qwen_retrieval.specs import WEB_SEARCH
 from qwen_retrieval.types import FloatArray
 
 QUERY_PROMPT = f"Instruct: {WEB_SEARCH}\nQuery:"

@@ -14,8 +14,7 @@ from transformers.utils import logging
 
 from benchmarks.contenders import Setting
 from benchmarks.workloads import Item, Task
-from qwen_retrieval.instructions import WEB_SEARCH
-from qwen_retrieval.specs import QWEN3_RERANKER
+from qwen_retrieval.specs import QWEN3_RERANKER, WEB_SEARCH
 from qwen_retrieval.types import FloatArray, TokenIds
 
 MAX_LENGTH = 8192
@@ -24,7 +23,7 @@ logging.disable_progress_bar()
 
 @functools.cache
 def load(setting: Setting) -> Any:  # noqa: ANN401 - transformers' classes are not typed
-    """The embedder's decoder, or the reranker with its head; freed by `load.cache_clear()`."""
+    """The embedder's decoder, or the reranker with its head; kept until `load.cache_clear()`."""
     kind = AutoModel if setting.kind == "embedding" else AutoModelForCausalLM
     return kind.from_pretrained(setting.folder, dtype=setting.torch_dtype).to(setting.device).eval()
 
