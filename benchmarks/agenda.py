@@ -7,9 +7,11 @@ both are said in the table and in the file.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +29,11 @@ from benchmarks.workloads import Item, Workload, Writer, calls, default_items, s
 WEIGHTS = {"0.6B": 1.0, "4B": 1.5, "8B": 2.0}
 """Shares of the time of one workload, by model."""
 
-LOADING = 1.0
+LOADING = 2.0
 """The time to write and load a checkpoint for all contenders, in workloads of the same model."""
+
+FIRST = 2.0
+"""The share of the first workload of a model, in which batch sizes are tried, in those of the others."""
 
 SWEEP_SHARE = 0.4
 """The most of a workload's time that trying batch sizes may take."""
@@ -69,7 +74,9 @@ class Agenda:
             for model in options.models
             for kind in kinds
         ]
-        self._weight_left = sum(WEIGHTS[model] * (LOADING + len(part)) for model, _, part in self._jobs if part)
+        self._weight_left = sum(
+            WEIGHTS[model] * (LOADING + FIRST - 1 + len(part)) for model, _, part in self._jobs if part
+        )
 
     def work(self) -> None:
         """Measure everything, print each table when it is there, write the file after each workload."""
@@ -93,12 +100,17 @@ class Agenda:
             writer = Writer.from_folder(setting.folder)
             bench = Bench(options, setting, model, contenders, writer)
             for workload in workloads:
-                clock = self._clock.part(WEIGHTS[model] / self._weight_left)
-                self._weight_left -= WEIGHTS[model]
+                weight = WEIGHTS[model] * (FIRST if workload is workloads[0] else 1.0)
+                clock = self._clock.part(weight / self._weight_left)
+                self._weight_left -= weight
                 if clock.left <= 0:
                     self._skip(model, [workload])
-                else:
+                    continue
+                try:
                     self._keep(bench.measure(workload, clock))
+                except Exception as error:  # the next workload may do, and a GPU is not had every day
+                    traceback.print_exc()
+                    self._skip(model, [workload], repr(error))
         finally:
             for contender in contenders:
                 contender.close()
@@ -110,9 +122,9 @@ class Agenda:
         report.show_measurement(measured)
         self._write()
 
-    def _skip(self, model: str, workloads: list[Workload]) -> None:
+    def _skip(self, model: str, workloads: list[Workload], why: str = "the time was used up") -> None:
         for workload in workloads:
-            self._results.skipped.append(f"{workload.name} with {model}: the time was used up")
+            self._results.skipped.append(f"{workload.name} with {model}: {why}")
             print(f"skipped: {self._results.skipped[-1]}", file=sys.stderr)
         self._write()
 
@@ -135,7 +147,7 @@ class Bench:
         self._ceiling = Ceiling(dict.fromkeys(dict.fromkeys([setting.dtype, "float32"]), 0.0))
         if options.device != "cpu":
             self._ceiling = Ceiling({setting.dtype: 0.0})
-        self._errors = self._find_errors()
+        self._best_tokens: dict[str, float] = {}  # of a batch, by contender, once that was tried
 
     @property
     def _ours(self) -> Ours:
@@ -163,21 +175,29 @@ class Bench:
         """Each contender at its best batch size, and the seconds that one item takes all of them."""
         entrants, per_item = [], 0.0
         for contender in self._contenders:
-            sizes = contender.sweep(mean, len(call))
-            if not self._options.sweeps or clock.left <= 0:
-                sizes = sizes[len(sizes) // 2 :][:1]
-            texts = max(sizes) if contender.unit == "texts" else round(max(sizes) / mean)
-            part = call[: max(1, min(len(call), texts))]
+            sizes = self._sizes(contender, mean, len(call), clock)
+            per_text = 1.0 if contender.unit == "texts" else mean
+            part = call[: max(1, round(max(sizes) / per_text))]
             tried = measure.try_batch_sizes(contender, workload.task, part, sizes)
             best = measure.best_of(tried)
             if best is None:
                 print(f"{contender.name} does not fit into memory in {workload.name}", file=sys.stderr)
                 continue
+            if len(sizes) > 1:
+                self._best_tokens[contender.name] = best * mean / per_text
             run = Run(contender.unit, best, sweep=tried, weight_bytes=contender.weight_bytes)
             run.error = self._errors.get(contender.name)
             entrants.append(Entrant(contender, best, run))
             per_item += min(one.seconds for one in tried if one.seconds is not None) / len(part)
         return entrants, per_item
+
+    def _sizes(self, contender: Contender, mean: float, count: int, clock: Clock) -> list[int]:
+        """What to try: with a budget, only what was best in the first workload."""
+        sizes = contender.sweep(mean, count)
+        if self._options.seconds is not None and contender.name in self._best_tokens:
+            wanted = self._best_tokens[contender.name] / (1.0 if contender.unit == "tokens" else mean)
+            return [min(sizes, key=lambda size: abs(size - wanted))]
+        return sizes if self._options.sweeps and clock.left > 0 else [sizes[len(sizes) // 2]]
 
     def _rounds(
         self, workload: Workload, entrants: list[Entrant], batches: list[list[Item]], clock: Clock
@@ -248,7 +268,8 @@ class Bench:
                 self._setting, contender.key, workload, len(call), entrant.batch_size
             )
 
-    def _find_errors(self) -> dict[str, float]:
+    @functools.cached_property
+    def _errors(self) -> dict[str, float]:
         """Against transformers in float32, on a few passages or pairs, once per model."""
         if importlib.util.find_spec("transformers") is None:
             return {}

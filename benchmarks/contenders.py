@@ -29,7 +29,7 @@ from qwen_retrieval.types import FloatArray, TokenIds
 
 OURS = "qwen-retrieval"
 
-CPU_SWEEP, GPU_SWEEP = (640, 1280, 2560), (4096, 16_384, 65_536)
+CPU_SWEEP, GPU_SWEEP = (640, 1280, 2560), (4096, 16_384, 32_768)
 """Tokens of a batch, padding aside, that are tried for peers whose batches are counted in texts."""
 
 OUR_CPU_SWEEP, OUR_GPU_SWEEP = (2048, 4096, 8192), (8192, 16_384, 32_768)
@@ -227,8 +227,9 @@ def load_peer(name: str, setting: Setting) -> Contender | None:
             found = peer.contender(setting.folder, torch.get_num_threads()) if setting.device == "cpu" else None
         else:
             found = peer.contender(setting)
-    except torch.OutOfMemoryError:
-        found = None
+    except Exception as error:  # of a library that is not ours: told, and the others are measured nevertheless
+        print(f"{name} cannot be loaded: {error!r}", file=sys.stderr)
+        return None
     if found is None:
         print(f"{name} is left out for {setting.kind} on {setting.device}", file=sys.stderr)
     return cast("Contender | None", found)

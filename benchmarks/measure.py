@@ -52,14 +52,15 @@ class Entrant:
 
 
 def try_batch_sizes(contender: Contender, task: Task, items: Sequence[Item], sizes: Sequence[int]) -> list[Sweep]:
-    """Run once with each batch size, the first twice to warm up; one that does not fit into memory has no seconds."""
+    """Warm up with a few items, then run once with each batch size; what does not fit into memory has no seconds."""
+    out_of_memory_is_none(lambda: _timed(contender, task, [items[:4]], sizes[0])[0])
     tried = []
-    for size in [*sizes[:1], *sizes]:
+    for size in sizes:
         memory = _PeakMemory(contender.device)
         seconds = out_of_memory_is_none(lambda size=size: _timed(contender, task, [items], size)[0])  # type: ignore[misc]
         tried.append(Sweep(size, seconds, memory.read() if seconds is not None else None))
         release(contender.device)
-    return tried[1:]
+    return tried
 
 
 def best_of(sweep: Sequence[Sweep]) -> int | None:

@@ -49,7 +49,7 @@ class Preset:
 
 CPU_SET = Preset(("W10",), ("0.6B",), rounds=5, device_rounds=1)
 QUICK = Preset(("W10a", "W10b", "W10d"), ("0.6B",), rounds=3, device_rounds=1, scale=0.2, sweeps=False, seconds=150)
-GPU_TABLE = Preset(tuple(f"W{i}" for i in range(1, 10)), MODELS, rounds=5, device_rounds=5, seconds=560)
+GPU_TABLE = Preset(tuple(f"W{i}" for i in range(1, 10)), MODELS, rounds=5, device_rounds=2, seconds=540)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -42,8 +42,8 @@ def test_options_stand_over_their_preset(tmp_path: Path) -> None:
     found = options(tmp_path, "--gpu-table", "--workload", "W6", "--rounds", "7", "--seconds", "0")
     assert [one.name for one in found.workloads] == ["W6"]
     assert found.models == ["0.6B", "4B", "8B"]
-    assert (found.rounds, found.device_rounds, found.seconds, found.peers) == (7, 5, None, None)
-    assert options(tmp_path, "--gpu-table").seconds == 560
+    assert (found.rounds, found.device_rounds, found.seconds, found.peers) == (7, 2, None, None)
+    assert options(tmp_path, "--gpu-table").seconds == 540
     assert options(tmp_path, "--alone").peers == []
 
 
