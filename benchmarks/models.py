@@ -54,7 +54,7 @@ GPU_TABLE = Preset(tuple(f"W{i}" for i in range(1, 10)), MODELS, rounds=5, devic
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])
     presets = parser.add_mutually_exclusive_group()
     presets.add_argument("--quick", dest="preset", action="store_const", const=QUICK, help="the CPU set in 3 minutes")
     presets.add_argument("--gpu-table", dest="preset", action="store_const", const=GPU_TABLE, help="in 10 minutes")

@@ -52,12 +52,14 @@ def count_launches(run: Callable[[], object], device: str) -> int:
         device: "cpu", "cuda" or "cuda:N".
     """
     if device == "cpu":
-        with _CountOperators() as operators:
+        operators = _CountOperators()
+        with operators:
             run()
         return operators.count
     run()  # what is compiled or captured at the first call is no launch
     events = _profile(run, device)
-    return sum("Launch" in event.name for event in events if event.device_type == DeviceType.CPU)
+    launched: int = sum("Launch" in event.name for event in events if event.device_type == DeviceType.CPU)
+    return launched
 
 
 def busy_share(run: Callable[[], object], device: str) -> float | None:

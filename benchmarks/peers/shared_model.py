@@ -18,13 +18,13 @@ from qwen_retrieval.specs import QWEN3_RERANKER, WEB_SEARCH
 from qwen_retrieval.types import FloatArray, TokenIds
 
 MAX_LENGTH = 8192
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @functools.cache
 def load(setting: Setting) -> Any:  # noqa: ANN401 - transformers' classes are not typed
     """The embedder's decoder, or the reranker with its head; kept until `load.cache_clear()`."""
-    kind = AutoModel if setting.kind == "embedding" else AutoModelForCausalLM
+    kind: Any = AutoModel if setting.kind == "embedding" else AutoModelForCausalLM
     return kind.from_pretrained(setting.folder, dtype=setting.torch_dtype).to(setting.device).eval()
 
 
@@ -47,9 +47,10 @@ def token_ids(setting: Setting, task: Task, items: Sequence[Item]) -> list[Token
     if task != "pairs":
         texts = [f"Instruct: {WEB_SEARCH}\nQuery:{item}" if task == "queries" else item for item in items]
         return cast("list[TokenIds]", tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"])
+    pairs = cast("Sequence[tuple[str, str]]", items)
     template = QWEN3_RERANKER.template("canonical")
     head, tail = (tokenizer.encode(part, add_special_tokens=False) for part in (template.prefix, template.suffix))
-    bodies = [f"<Instruct>: {WEB_SEARCH}\n<Query>: {query}\n<Document>: {document}" for query, document in items]
+    bodies = [f"<Instruct>: {WEB_SEARCH}\n<Query>: {query}\n<Document>: {document}" for query, document in pairs]
     room = MAX_LENGTH - len(head) - len(tail)
     inputs = tokenizer(bodies, padding=False, truncation="longest_first", max_length=room, add_special_tokens=False)
     return [head + ids + tail for ids in inputs["input_ids"]]
