@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -59,6 +59,7 @@ def literal(inputs: list[TokenIds]) -> tuple[int, int]:
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.lists(ids, min_size=1, max_size=5), min_size=1, max_size=3))
 def test_every_beginning_is_needed_once_per_call(calls: list[list[TokenIds]]) -> None:
     found = need(TINY, calls)
