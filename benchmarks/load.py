@@ -30,11 +30,12 @@ from llama_index.core import MockEmbedding
 from tokenizers import Tokenizer
 
 from benchmarks import load_display, load_scenarios
-from benchmarks.cpu import machine
+from benchmarks.checkpoints import checkpoints
 from benchmarks.load_contenders import SimulatedDevice, of_embedder, of_reranker, one_at_a_time, sentence_transformers
 from benchmarks.load_drivers import Contender
 from benchmarks.load_memory import Log, watch
-from benchmarks.workloads import SEED, checkpoints, documents, prose
+from benchmarks.results import machine
+from benchmarks.workloads import SEED, documents, prose
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.hub import model_folder
 from qwen_retrieval.testing import ByteTokenizer, FakeEmbeddingEngine, fake_embedding_spec

@@ -99,7 +99,7 @@ def _lines(panels: dict[str, dict[str, list[tuple[float, float]]]], path: Path, 
 def _save(figure: Any, axes: Any, path: Path) -> bool:  # noqa: ANN401 - typed with and without matplotlib
     from matplotlib import pyplot as plt
 
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     axes.grid(visible=True, axis="y", alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

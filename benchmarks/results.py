@@ -239,7 +239,7 @@ def summary(measured: Measurement, name: str) -> dict[str, Any]:
     }
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What this is measured on."""
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
