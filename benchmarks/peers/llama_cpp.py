@@ -93,7 +93,7 @@ class LlamaCpp(Contender):
 
     def _text(self, task: Task, item: Item) -> str:
         if task == "pairs":
-            query, document = item
+            query, document = cast("tuple[str, str]", item)
             return self._prompt.format(query=query, document=document)
         if task == "queries":
             instruction = QWEN3_EMBEDDING.default_instruction
