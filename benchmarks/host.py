@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workloads import SEED, draw_lengths, prose
+from benchmarks.workloads import PASSAGES, QUERIES, SEED, draw_lengths, prose
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.batching import dedupe, pack, sharing_order
 from qwen_retrieval.specs import QWEN3_EMBEDDING, QWEN3_RERANKER, WEB_SEARCH, EmbeddingSpec, RerankingSpec
@@ -169,9 +169,9 @@ def main() -> None:
         build_tokenizers(Path(folder))
         first = HubTokenizer.from_folder(Path(folder) / "embedding")
         second = HubTokenizer.from_folder(Path(folder) / "reranker")
-    documents = texts(first, draw_lengths(10_000))
+    documents = texts(first, draw_lengths(PASSAGES, 10_000, "documents"))
     long_documents = texts(first, [8_000] * 16)
-    queries = texts(first, draw_lengths(2_000, mu=2.6, cap=24), SEED + 1)
+    queries = texts(first, draw_lengths(QUERIES, 2_000, "queries"), SEED + 1)
     pairs = [(query, text) for place, query in enumerate(queries[:64]) for text in documents[100 * place :][:100]]
 
     embedding, reranking = EmbeddingTemplate(first, EMBEDDING), RerankingTemplate(second, RERANKING)
