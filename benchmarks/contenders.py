@@ -188,6 +188,7 @@ def encode(loaded: LoadedModel[Any], task: Task, items: Sequence[Item]) -> list[
 
 
 PEERS: dict[str, tuple[str, str]] = {
+    "qwen-retrieval, 8 bits": ("benchmarks.peers.eight_bits", "qwen_retrieval"),
     "sentence-transformers": ("benchmarks.peers.sentence_transformers", "sentence_transformers"),
     "transformers, model card": ("benchmarks.peers.model_card", "transformers"),
     "transformers, right-padded": ("benchmarks.peers.right_padded", "transformers"),
