@@ -74,7 +74,8 @@ class Decoder:
         self.device = device
         self._kernels = kernels or choose_kernels(device)
         self._plan = plan
-        self._rope_table: tuple[Tensor, Tensor] | None = None
+        # The last one is the longest. Shorter ones are kept, because recorded CUDA graphs read their memory.
+        self._rope_tables: list[tuple[Tensor, Tensor]] = []
 
     def last_hidden_states(self, packed: PackedBatch, dtype: torch.dtype) -> Tensor:
         """The hidden state of each input's last token, after the final norm.
@@ -116,10 +117,11 @@ class Decoder:
 
     def _rope(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least `length` positions."""
-        if self._rope_table is None or len(self._rope_table[0]) < length:
+        if not self._rope_tables or len(self._rope_tables[-1][0]) < length:
             size = max(SHORTEST_ROPE_TABLE, 1 << (length - 1).bit_length())
-            self._rope_table = rope_table(size, self.config.head_dim, self.config.rope_theta, self.device)
-        return self._rope_table
+            table = rope_table(size, self.config.head_dim, self.config.rope_theta, self.device)
+            self._rope_tables.append(table)
+        return self._rope_tables[-1]
 
     def _layer(
         self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, rope: Rope, attention: Attention
