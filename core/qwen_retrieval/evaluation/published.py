@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +88,7 @@ class Measured:
 
     Attributes:
         benchmark: What was run.
-        model: The repository, folder or short name of the model.
+        model: The repository of the model, or any other name for it.
         metric: As in `Figure`.
         value: The number, times 100.
         tasks: How many tasks the model ran in this benchmark.
@@ -168,6 +169,12 @@ def figures() -> tuple[Figure, ...]:
     )
 
 
+@cache
+def runs() -> tuple[Measured, ...]:
+    """What this project has measured itself; each entry of the data names the fields of `Measured`."""
+    return tuple(Measured(**entry) for entry in _data()["runs"])
+
+
 def compare(measured: Iterable[Measured], *, benchmarks: Collection[str] | None = None) -> tuple[Comparison, ...]:
     """Put the results of a run beside the published figures.
 
@@ -234,7 +241,8 @@ def command(figure: Figure) -> str:
 def page() -> str:
     """The text of docs/published-figures.md: every published figure with command, tolerance, and whether it was run."""
     benchmarks = "\n".join(_section(benchmark) for benchmark in BENCHMARKS.values())
-    return _HEAD.format(version=MTEB_VERSION, first_stage=FIRST_STAGE) + benchmarks
+    counts = {"runs": len(runs()) or "none", "figures": len(figures())}
+    return _HEAD.format(version=MTEB_VERSION, first_stage=FIRST_STAGE, **counts) + benchmarks
 
 
 _HEAD = """# Published figures
@@ -242,14 +250,16 @@ _HEAD = """# Published figures
 What the models' makers published, and how to measure it again. Written from `published.json` by
 `python -m qwen_retrieval.evaluation.published`; a test keeps both equal.
 
-- **Run here: none.** The checkpoints and the data sets come from the hub, which this project's machines do not reach.
-  What is tested is everything around them: the adapters in mteb's own conformance run, their scores against literal
-  formulas on small data, and the choice of every task's instruction.
+- **Run here: {runs} of {figures}.** Checkpoints and data sets come from the hub, which this project's machines do not
+  reach. What is tested is everything around them: the adapters in mteb's own conformance run, their scores against
+  literal formulas on small data, and the choice of every task's instruction.
 - **Version**: mteb {version}. The figures were measured with mteb 1.38.9, in float16.
 - **Settings**: those of the published evaluation: its instruction for each task, 8192 tokens, control tokens in texts
   act, and the template "vllm" for rerankers, which judge the first 100 documents of {first_stage}.
 - **Tolerance**: in points of 100. A judgement, not a measurement: it allows for bfloat16 instead of float16, and for
   data sets and metrics that changed since.
+- **Sources**: read in public copies of the model cards and of the paper, as the pages themselves could not be opened
+  from here; a test checks that every mean agrees with its parts.
 - Needs `pip install "qwen-retrieval[mteb]"`, and in practice a GPU.
 
 """
@@ -259,18 +269,19 @@ def _section(benchmark: Benchmark) -> str:
     own = [figure for figure in figures() if figure.benchmark == benchmark.name]
     source = own[0].source
     dated = f", {source.published}" if source.published else ""
-    lines = [
-        f"## {benchmark.name}",
-        "",
-        f"{benchmark.note} Source: [{source.title}]({source.url}){dated}, read {source.read}.",
-        "",
-    ]
-    for line in dict.fromkeys(command(figure) for figure in own):
-        lines += [f"    {line}"] if line else []
-    lines += [""] if lines[-1] else []
-    lines += ["| model | metric | expected | tolerance | run here |", "|---|---|---|---|---|"]
+    text = f"{benchmark.note} Source: [{source.title}]({source.url}){dated}, read {source.read}."
+    head = f"## {benchmark.name}\n\n{textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)}\n"
+    commands = "\n".join(f"    {line}" for line in dict.fromkeys(map(command, own)) if line)
+    return "\n".join([head, f"{commands}\n" if commands else "", _expected(benchmark)]).replace("\n\n\n", "\n\n")
+
+
+def _expected(benchmark: Benchmark) -> str:
     tolerance = "not claimed" if benchmark.tolerance is None else f"± {benchmark.tolerance}"
-    lines += [f"| {f.model} | {f.metric} | {f.value:.2f} | {tolerance} | no |" for f in own]
+    lines = ["| model | metric | expected | tolerance | run here |", "|---|---|---|---|---|"]
+    for row in compare(runs(), benchmarks={benchmark.name}):
+        if row.published is not None:
+            run = "no" if row.measured is None else f"{row.measured:.2f}: {row.verdict}"
+            lines.append(f"| {row.model} | {row.metric} | {row.published:.2f} | {tolerance} | {run} |")
     return "\n".join([*lines, ""])
 
 

@@ -37,15 +37,14 @@ def paper_instruction(task: TaskMetadata, prompt_type: PromptType | None) -> str
     Raises:
         MissingDependencyError: mteb is not installed.
     """
-    on_document = prompt_type is not None and prompt_type.value == "document"
     if task.type in _SYMMETRIC:
         return PRESETS["sts_symmetric"]
+    without_side = "document" if task.type in _RETRIEVAL else "query"
+    side = without_side if prompt_type is None else prompt_type.value
     if task.name in tasks():
         known = task_instruction(task.name)
-        return known.document if on_document else known.query
-    if task.type in _RETRIEVAL and (prompt_type is None or on_document):
-        return ""
-    return _mteb_prompt(task, "document" if on_document else "query")
+        return known.document if side == "document" else known.query
+    return "" if task.type in _RETRIEVAL and side == "document" else _mteb_prompt(task, side)
 
 
 def _mteb_prompt(task: TaskMetadata, side: str) -> str:
@@ -56,5 +55,5 @@ def _mteb_prompt(task: TaskMetadata, side: str) -> str:
         sides: dict[str, str] = {str(key): text for key, text in task.prompt.items()}
         return sides.get(side, "")
     prompt: str = task.prompt or get_abstask_prompt(task.name)
-    # Every class of retrieval task has a prompt, so that the evaluation's last resort is only reached without one.
+    # mteb's own retrieval classes have a prompt, so that the evaluation's last resort is hardly ever reached.
     return prompt or ("Retrieval relevant passage for the given query." if task.type in _RETRIEVAL else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qwen_retrieval.embedder import Embedder
@@ -20,6 +19,7 @@ OWNER = "qwen-retrieval"
 """What our names begin with: results of mteb's own wrappers of the same checkpoints must not be taken for ours."""
 
 _MAX_LENGTH = 8192
+_NO_REVISION = "no_revision_available"  # mteb's own word for it
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -82,7 +82,7 @@ def embedding_meta(embedder: Embedder) -> ModelMeta:
     meta = _describe(spec.model, "embedding", checkpoint, spec.max_length)
     return meta.model_copy(
         update={
-            "revision": embedder.revision,
+            "revision": embedder.revision or _NO_REVISION,
             "embed_dim": embedder.dimensions,
             "memory_usage_mb": _megabytes(checkpoint, embedder.dtype),
             "experiment_kwargs": settings,
@@ -108,7 +108,7 @@ def reranking_meta(reranker: Reranker, settings: Mapping[str, str | int] | None 
     meta = _describe(spec.model, "reranking", checkpoint, spec.max_length)
     return meta.model_copy(
         update={
-            "revision": reranker.revision,
+            "revision": reranker.revision or _NO_REVISION,
             "memory_usage_mb": _megabytes(checkpoint, reranker.dtype),
             "experiment_kwargs": {**own, **(settings or {})},
         }
@@ -118,7 +118,8 @@ def reranking_meta(reranker: Reranker, settings: Mapping[str, str | int] | None 
 def register() -> tuple[str, ...]:
     """Add the six checkpoints and the demo pair to mteb's registry, under names that begin with ``qwen-retrieval/``.
 
-    `mteb.get_model` and mteb's commands find them then, and load them with the settings of the published evaluation.
+    `mteb.get_model` and mteb's commands find them then, and load them with the settings of the published evaluation,
+    at the commit that mteb's own description of the checkpoint names.
 
     Returns:
         The names.
@@ -128,12 +129,12 @@ def register() -> tuple[str, ...]:
     """
     with needs_extra("mteb", "mteb"):
         from mteb.models.model_implementations import MODEL_REGISTRY
-    known = [(c.repository, c.kind, c) for c in CHECKPOINTS]
+    known: list[tuple[str, str, Checkpoint | None]] = [(c.repository, c.kind, c) for c in CHECKPOINTS]
     names = []
     for model, kind, checkpoint in [*known, (DEMO, "embedding", None), (DEMO, "reranking", None)]:
         loader: Callable[..., MtebEmbedder | MtebReranker] = _load_embedder if kind == "embedding" else _load_reranker
         meta = _describe(model, kind, checkpoint, None)
-        update = {"loader": partial(loader, model=model), "memory_usage_mb": _megabytes(checkpoint, "bfloat16")}
+        update = {"loader": loader, "loader_kwargs": {"model": model}}
         MODEL_REGISTRY[str(meta.name)] = meta.model_copy(update=update)
         names.append(str(meta.name))
     return tuple(names)
@@ -143,14 +144,18 @@ def _load_embedder(name: str, revision: str | None = None, *, model: str, device
     """What mteb calls to load a model: `name` is that of the registry."""
     from qwen_retrieval.evaluation.mteb.models import MtebEmbedder
 
-    return MtebEmbedder(paper_embedder(model, revision=revision, device=device or "auto"))
+    return MtebEmbedder(paper_embedder(model, revision=_asked(revision), device=device or "auto"))
 
 
 def _load_reranker(name: str, revision: str | None = None, *, model: str, device: str | None = None) -> MtebReranker:  # noqa: ARG001
     """What mteb calls to load a model: `name` is that of the registry."""
     from qwen_retrieval.evaluation.mteb.models import MtebReranker
 
-    return MtebReranker(paper_reranker(model, revision=revision, device=device or "auto"))
+    return MtebReranker(paper_reranker(model, revision=_asked(revision), device=device or "auto"))
+
+
+def _asked(revision: str | None) -> str | None:
+    return None if revision == _NO_REVISION else revision
 
 
 def _describe(model: str, kind: str, checkpoint: Checkpoint | None, max_length: int | None) -> ModelMeta:
@@ -168,12 +173,12 @@ def _describe(model: str, kind: str, checkpoint: Checkpoint | None, max_length: 
             "loader": None,
             "loader_kwargs": {},
         }
-        sizes = {"n_parameters": checkpoint.parameters, "max_tokens": checkpoint.max_length, "revision": None}
+        sizes = {"n_parameters": checkpoint.parameters, "max_tokens": checkpoint.max_length}
         return meta.model_copy(update={**ours, **sizes, "framework": ["PyTorch", "safetensors"]})
     return ModelMeta(
         loader=None,
         name=f"{OWNER}/{short}-{'embedder' if kind == 'embedding' else 'reranker'}",
-        revision=None,
+        revision=_NO_REVISION,
         release_date=None,
         languages=None,
         n_parameters=None,
@@ -200,7 +205,7 @@ def _checkpoint(model: str, kind: str) -> Checkpoint | None:
 
 
 def _megabytes(checkpoint: Checkpoint | None, dtype: str) -> int | None:
-    """MiB of the weights, without a head of the vocabulary for embedding models, which have none."""
+    """MiB of the weights, rounded; embedding models have no head of the vocabulary."""
     if checkpoint is None or dtype not in _BYTES:
         return None
-    return checkpoint.parameters * _BYTES[dtype] // 2**20
+    return round(checkpoint.parameters * _BYTES[dtype] / 2**20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,9 @@ from qwen_retrieval.evaluation.mteb.registry import reranking_meta
 from qwen_retrieval.evaluation.published import BENCHMARKS, Comparison, Measured, compare
 from qwen_retrieval.ranking import check_count
 from qwen_retrieval.reranker import Reranker
-from qwen_retrieval.specs import resolve_model
 
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
-    from mteb.cache import ResultCache
+    from mteb.abstasks import AbsTask, AbsTaskRetrieval
 
 _RETRIEVAL = frozenset({"Retrieval", "InstructionRetrieval"})
 _RERANKING = frozenset({"Reranking", "InstructionReranking"})
@@ -35,7 +34,7 @@ class MtebScore:
         task: mteb's name of the task.
         task_type: mteb's type of the task, such as "Retrieval".
         metric: The main metric of the task, such as "ndcg_at_10".
-        model: The repository, folder or short name of the model.
+        model: The repository of the model; of another checkpoint, its name in mteb.
         stage: "embedder", or "reranker" for the order of the embedder's candidates after reranking.
         value: The metric times 100, averaged over splits and subsets as mteb does it.
     """
@@ -66,12 +65,12 @@ class MtebRun:
 
         "Mean (Task)" is the mean of all tasks, "Mean (Type)" that of the means of the types; all times 100.
         """
-        groups: dict[tuple[str, str, str], list[MtebScore]] = {}  # a demo pair has one name
+        groups: dict[tuple[str, str], list[MtebScore]] = {}
         for score in self.scores:
-            groups.setdefault((score.name, score.model, score.stage), []).append(score)
+            groups.setdefault((score.name, score.model), []).append(score)
         return tuple(
             Measured(name, model, metric, value, len(scores))
-            for (name, model, _), scores in groups.items()
+            for (name, model), scores in groups.items()
             for metric, value in _means(scores).items()
         )
 
@@ -119,7 +118,7 @@ def run_mteb(
         The score of every task.
 
     Raises:
-        ValueError: A name is unknown, `names` is empty, or `top_k` is below 1.
+        ValueError: A name is unknown or there twice, `names` is empty, or `top_k` is below 1.
         MissingDependencyError: mteb is not installed.
     """
     with needs_extra("mteb", "mteb"):
@@ -127,9 +126,12 @@ def run_mteb(
     check_count(top_k, name="top_k", none="100")
     if not names:
         raise ValueError("names must have at least one benchmark or task, but got none")
-    benchmarks = [_tasks(name) for name in names]
+    benchmarks = [benchmark_tasks(name) for name in names]
+    asked = [name for name, _ in benchmarks]
+    if len(set(asked)) < len(asked):
+        raise ValueError(f"names must differ, but got {', '.join(asked)}")
     with _work_folder(folder) as work:
-        stages = _Stages(embedder, reranker, top_k, work, keep=folder is not None, show_progress=show_progress)
+        stages = _Stages(embedder, reranker, top_k, work, show_progress=show_progress)
         scores = [score for name, tasks in benchmarks for task in tasks for score in stages.run(name, task)]
     return MtebRun(tuple(scores), mteb.__version__)
 
@@ -138,42 +140,39 @@ class _Stages:
     """Embedding, then reranking, of one task after the other."""
 
     def __init__(
-        self,
-        embedder: Embedder,
-        reranker: Reranker | None,
-        top_k: int,
-        work: Path,
-        *,
-        keep: bool,
-        show_progress: bool,
+        self, embedder: Embedder, reranker: Reranker | None, top_k: int, work: Path, *, show_progress: bool
     ) -> None:
         from mteb import ResultCache
 
         self._embedder = MtebEmbedder(embedder)
         self._reranker = None if reranker is None else MtebReranker(reranker)
         self._top_k = top_k
-        self._cache: ResultCache | None = ResultCache(cache_path=work / "results") if keep else None
+        self._cache = ResultCache(cache_path=work / "results")
         first = self._embedder.mteb_model_meta
-        # mteb names the candidates of a task after the task alone.
-        self._candidates = work / "candidates" / _folder_name(str(first.model_name_with_experiment), first.revision)
+        settings = f"{first.model_name_with_experiment} {first.revision}"
+        # mteb names the file of candidates after the task alone, and a result after the model.
+        self._candidates = work / "candidates" / _file_name(settings)
         if self._reranker is not None and reranker is not None:
-            settings: dict[str, str | int] = {"candidates": f"{first.name} {first.revision}", "top_k": top_k}
-            self._reranker.mteb_model_meta = reranking_meta(reranker, settings)
+            self._reranker.mteb_model_meta = reranking_meta(reranker, {"candidates": settings, "top_k": top_k})
         self._show_progress = show_progress
 
     def run(self, name: str, task: AbsTask) -> Iterator[MtebScore]:
         from mteb.abstasks import AbsTaskRetrieval
 
-        candidates = task.metadata.type in _RETRIEVAL and self._reranker is not None
-        yield self._score(name, task, self._embedder, self._candidates if candidates else None)
-        if self._reranker is None or task.metadata.type not in _RETRIEVAL | _RERANKING:
-            return
-        if isinstance(task, AbsTaskRetrieval) and candidates:
-            task = task.convert_to_reranking(self._candidates, top_k=self._top_k)
-        yield self._score(name, task, self._reranker, None)
+        task_type = task.metadata.type
+        if self._reranker is None:
+            yield self._score(name, task, self._embedder, "embedder", None)
+        elif isinstance(task, AbsTaskRetrieval) and task_type in _RETRIEVAL:
+            yield self._score(name, task, self._embedder, "embedder", self._candidates)
+            found = _with_candidates(task, self._candidates, self._top_k)
+            yield self._score(name, found, self._reranker, "reranker", None)
+        else:
+            yield self._score(name, task, self._embedder, "embedder", None)
+            if task_type in _RERANKING:
+                yield self._score(name, task, self._reranker, "reranker", None)
 
     def _score(
-        self, name: str, task: AbsTask, model: MtebEmbedder | MtebReranker, candidates: Path | None
+        self, name: str, task: AbsTask, model: MtebEmbedder | MtebReranker, stage: str, candidates: Path | None
     ) -> MtebScore:
         import mteb
 
@@ -187,17 +186,34 @@ class _Stages:
             prediction_folder=candidates,
             show_progress_bar=self._show_progress,
         )
-        if isinstance(model, MtebEmbedder):
-            stage, repository = "embedder", resolve_model(model.embedder.spec.model, "embedding")
-        else:
-            stage, repository = "reranker", resolve_model(model.reranker.spec.model, "reranking")
+        meta, model_meta = task.metadata, model.mteb_model_meta
         value = 100.0 * float(result.task_results[0].get_score())
-        meta = task.metadata
-        return MtebScore(name, meta.name, meta.type, meta.main_score, repository, stage, value)
+        model_name = str(model_meta.adapted_from or model_meta.name)
+        return MtebScore(name, meta.name, meta.type, meta.main_score, model_name, stage, value)
 
 
-def _tasks(name: str | AbsTask) -> tuple[str, list[AbsTask]]:
-    """What was asked for, and its tasks."""
+def _with_candidates(task: AbsTaskRetrieval, folder: Path, top_k: int) -> AbsTask:
+    """The task with the first documents of an earlier run as candidates; the one that was given stays as it is."""
+    found = copy.copy(task)
+    if found.data_loaded:
+        found.dataset = {
+            subset: {split: data.copy() for split, data in splits.items()} for subset, splits in task.dataset.items()
+        }
+    return found.convert_to_reranking(folder, top_k=top_k)
+
+
+def benchmark_tasks(name: str | AbsTask) -> tuple[str, list[AbsTask]]:
+    """The tasks behind a name, which need not have been downloaded.
+
+    Args:
+        name: See `run_mteb`.
+
+    Returns:
+        The name, that of the task if it is one, and the tasks in mteb's order.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     import mteb
 
     if not isinstance(name, str):
@@ -219,7 +235,7 @@ def _single(name: str) -> list[AbsTask]:
     try:
         return [mteb.get_task(name)]
     except KeyError as error:
-        tables = ", ".join(BENCHMARKS)
+        tables = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.mteb_name)
         raise ValueError(
             f"names must have published tables ({tables}), or benchmarks or tasks of mteb, but got {name!r}"
         ) from error
@@ -243,5 +259,5 @@ def _work_folder(folder: Path | None) -> Iterator[Path]:
         yield Path(work)
 
 
-def _folder_name(name: str, revision: str | None) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-._=" else "_" for letter in f"{name} {revision or ''}")
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-._=" else "_" for letter in text)
