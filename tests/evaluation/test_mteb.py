@@ -508,6 +508,15 @@ def test_a_name_stands_for_the_tasks_of_its_table(name: str, tasks: int) -> None
     assert len(benchmark_tasks(name)[1]) == tasks
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("MTEB(eng, v2)", "MTEB English v2"), ("MultiLongDocRetrieval", "MLDR"), ("MTEB-R", "MTEB-R"),
+     ("JMTEB(v2)", "JMTEB(v2)"), ("SciFact", "SciFact")],
+)  # fmt: skip
+def test_what_mteb_calls_otherwise_is_compared_with_its_published_table(name: str, table: str) -> None:
+    assert benchmark_tasks(name)[0] == table
+
+
 def test_an_unknown_name_is_refused(embedder: Embedder) -> None:
     with pytest.raises(ValueError, match=r"published tables \(MTEB English v2, .*but got 'MTEB-X'"):
         run_mteb(["MTEB-X"], embedder)

@@ -250,16 +250,16 @@ _HEAD = """# Published figures
 What the models' makers published, and how to measure it again. Written from `published.json` by
 `python -m qwen_retrieval.evaluation.published`; a test keeps both equal.
 
-- **Run here: {runs} of {figures}.** Checkpoints and data sets come from the hub, which this project's machines do not
-  reach. What is tested is everything around them: the adapters in mteb's own conformance run, their scores against
-  literal formulas on small data, and the choice of every task's instruction.
+- **Run here: {runs} of {figures}.** Checkpoints and data sets come from the hub; no run with them is recorded yet. What
+  is tested is everything around them: the adapters in mteb's own conformance run, their scores against literal
+  formulas on small data, and the choice of every task's instruction.
 - **Version**: mteb {version}. The figures were measured with mteb 1.38.9, in float16.
 - **Settings**: those of the published evaluation: its instruction for each task, 8192 tokens, control tokens in texts
   act, and the template "vllm" for rerankers, which judge the first 100 documents of {first_stage}.
 - **Tolerance**: in points of 100. A judgement, not a measurement: it allows for bfloat16 instead of float16, and for
   data sets and metrics that changed since.
-- **Sources**: read in public copies of the model cards and of the paper, as the pages themselves could not be opened
-  from here; a test checks that every mean agrees with its parts.
+- **Sources**: read in public copies of the model cards and of the paper; a test checks that means agree with their
+  parts, and tables with each other.
 - Needs `pip install "qwen-retrieval[mteb]"`, and in practice a GPU.
 
 """

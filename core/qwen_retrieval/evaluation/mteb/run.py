@@ -209,7 +209,8 @@ def benchmark_tasks(name: str | AbsTask) -> tuple[str, list[AbsTask]]:
         name: See `run_mteb`.
 
     Returns:
-        The name, that of the task if it is one, and the tasks in mteb's order.
+        The name, and the tasks in mteb's order. A task is called by its own name, and what the paper has a table for by
+        the name of the table.
 
     Raises:
         ValueError: The name is unknown.
@@ -218,15 +219,16 @@ def benchmark_tasks(name: str | AbsTask) -> tuple[str, list[AbsTask]]:
 
     if not isinstance(name, str):
         return name.metadata.name, [name]
-    benchmark = BENCHMARKS.get(name)
-    known = name if benchmark is None else benchmark.mteb_name or name
+    whole = {table.mteb_name: table.name for table in BENCHMARKS.values() if not table.task_types}
+    table = BENCHMARKS.get(whole.get(name, name))
+    known = name if table is None else table.mteb_name or name
     try:
         tasks = list(mteb.get_benchmark(known).tasks)
     except KeyError:
         tasks = _single(known)
-    if benchmark is not None and benchmark.task_types:
-        tasks = [task for task in tasks if task.metadata.type in benchmark.task_types]
-    return name, tasks
+    if table is None:
+        return name, tasks
+    return table.name, [task for task in tasks if not table.task_types or task.metadata.type in table.task_types]
 
 
 def _single(name: str) -> list[AbsTask]:
