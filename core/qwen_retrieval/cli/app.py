@@ -11,6 +11,7 @@ from qwen_retrieval import __version__
 from . import guard
 from .collection import collection
 from .embed import embed
+from .evaluate import evaluate
 from .explain import explain
 from .info import info
 from .ingest import ingest
@@ -47,7 +48,7 @@ def _before_any_command(
     guard.show_tracebacks(debug)
 
 
-for _command in (embed, rerank, ingest, search, collection, quickstart, info, explain):
+for _command in (embed, rerank, ingest, search, collection, quickstart, evaluate, info, explain):
     app.command()(guard.command(_command))
 
 

@@ -44,12 +44,19 @@ class Measures:
         names: Which measures; k is any integer from 1.
 
     Raises:
-        ValueError: A measure is unknown.
+        ValueError: A measure is unknown, or there is none.
+
+    Attributes:
+        names: Which measures.
+        depth: The largest k: no measure looks further down.
     """
 
     def __init__(self, qrels: Qrels, names: Sequence[str] = METRICS) -> None:
         self.names = tuple(names)
+        if not self.names:
+            raise ValueError("metrics must have at least one value, but is empty")
         self._cuts = [_parse(name) for name in self.names]
+        self.depth = max(cut for _, cut in self._cuts)
         self._queries = list(qrels)
         wanted = {f"{_TREC[kind]}.{cut}" for kind, cut in self._cuts if kind in _TREC} | {"recip_rank"}
         self._evaluator = pytrec_eval.RelevanceEvaluator({query: dict(qrels[query]) for query in qrels}, wanted)
