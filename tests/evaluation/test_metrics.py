@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_retrieval.evaluation.metrics import METRICS, Measures
@@ -43,6 +43,7 @@ judgements = st.dictionaries(st.sampled_from([*DOCUMENTS, "unknown"]), st.intege
 rankings = st.permutations(DOCUMENTS).flatmap(lambda order: st.integers(0, len(order)).map(lambda n: order[:n]))
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(judgements, rankings), min_size=1, max_size=3))
 def test_every_measure_is_what_its_definition_says(cases: list[tuple[dict[str, int], list[str]]]) -> None:
     qrels = {f"q{number}": grades for number, (grades, _) in enumerate(cases)}

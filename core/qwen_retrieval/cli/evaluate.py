@@ -230,9 +230,11 @@ def _write(result: Evaluation, json_file: str | None) -> None:
 def _quality(result: Evaluation) -> Any:  # noqa: ANN401 - rich is imported where it is used
     data = result.data
     columns = {"system": False} | dict.fromkeys(result.setup.metrics, True)
-    columns |= {"bytes searched": True, "kept": True, "ms/query": True}
+    columns |= {"searched": True, "kept": True, "ms/query": True}
     table = display.table(f"{data.name}: {data.queries:,} queries, {data.documents:,} documents", columns)
-    table.caption = "bytes per document; ms: the models' time per query as measured here, in batches, without search"
+    table.caption = (
+        "searched, kept: bytes per document; ms/query: of the models, measured here, in batches, without search"
+    )
     table.caption_justify = "left"
     for system in result.systems:
         means = [f"{system.means[name]:.4f}" for name in result.setup.metrics]

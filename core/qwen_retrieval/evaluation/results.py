@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 """Number of the JSON form; it grows when a field changes its meaning or goes away."""
@@ -271,7 +271,7 @@ def _decode(kind: Any, value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return tuple(_decode(arguments[0], one) for one in _checked(list, value))
     if origin is dict:
         return {name: _decode(arguments[1], one) for name, one in _checked(dict, value).items()}
-    if origin is UnionType:
+    if origin in (Union, UnionType):
         return None if value is None else _decode(arguments[0], value)
     if origin is Literal:
         return _checked_choice(arguments, value)
