@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.types import FloatArray
 
-with needs_extra("bm25s", "evaluate"):
-    import bm25s
-with needs_extra("Stemmer", "evaluate"):
+if TYPE_CHECKING:
     import Stemmer
 
 K1, B = 1.2, 0.75  # Lucene's defaults: org.apache.lucene.search.similarities.BM25Similarity
@@ -41,9 +40,12 @@ class BM25:
 
     Raises:
         ValueError: There is no stemmer of that name.
+        MissingDependencyError: The extra ``evaluate`` is not installed.
     """
 
     def __init__(self, documents: Sequence[str], *, language: str = "english", k1: float = K1, b: float = B) -> None:
+        with needs_extra("bm25s", "evaluate"):
+            import bm25s
         self._stemmer = _stemmer(language)
         self._count = len(documents)
         words = [self.words(document) for document in documents]
@@ -102,6 +104,8 @@ def _pieces(word: str) -> list[str]:
 def _stemmer(language: str) -> Stemmer.Stemmer | None:
     if language == "none":
         return None
+    with needs_extra("Stemmer", "evaluate"):
+        import Stemmer
     if language not in Stemmer.algorithms():
         known = ", ".join(sorted(Stemmer.algorithms()))
         raise ValueError(f"language must be none or one of {known}, but got {language!r}")

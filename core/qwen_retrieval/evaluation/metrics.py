@@ -10,9 +10,6 @@ import numpy.typing as npt
 
 from qwen_retrieval.errors import needs_extra
 
-with needs_extra("pytrec_eval", "evaluate"):
-    import pytrec_eval
-
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> grade; relevant from grade 1."""
 
@@ -45,6 +42,7 @@ class Measures:
 
     Raises:
         ValueError: A measure is unknown, or there is none.
+        MissingDependencyError: The extra ``evaluate`` is not installed.
 
     Attributes:
         names: Which measures.
@@ -52,6 +50,8 @@ class Measures:
     """
 
     def __init__(self, qrels: Qrels, names: Sequence[str] = METRICS) -> None:
+        with needs_extra("pytrec_eval", "evaluate"):
+            import pytrec_eval
         self.names = tuple(names)
         if not self.names:
             raise ValueError("metrics must have at least one value, but is empty")

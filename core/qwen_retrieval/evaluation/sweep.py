@@ -79,6 +79,7 @@ def evaluate(
     Raises:
         ValueError: An option is unknown or out of range.
         InputError: A text cannot be given to a model.
+        MissingDependencyError: The extra ``evaluate`` is not installed.
         OSError: The cache cannot be read or written.
     """
     sweep = sweep or Sweep()
