@@ -68,9 +68,7 @@ def test_the_best_is_kept_where_everything_smaller_is_worse() -> None:
     worse = dict.fromkeys(["embedder 32", "embedder 32 int8", "embedder 64 int8"], -0.1)
     given = advice(Sweep(dimensions=(64, 32), quantizations=("none", "int8")), worse)
     assert given["storage"].system == "embedder 64"
-    assert given["storage"].text.endswith(
-        "the best of all dimensions and quantizations, and no smaller one is as good."
-    )
+    assert given["storage"].text.endswith("the best of all dimensions and quantizations. No smaller one is as good.")
     assert "memory" not in given
 
 
@@ -99,6 +97,13 @@ def test_an_instruction_is_recommended_if_it_is_better_than_none(
     given = advice(Sweep(instructions={"default": None, "none": ""}), {"embedder 64, instruction none": -gain})
     assert given["instruction"].system == system
     assert given["instruction"].text.startswith(beginning)
+
+
+def test_the_instruction_of_the_base_stays_where_another_is_hardly_better() -> None:
+    sweep = Sweep(instructions={"default": None, "none": "", "other": "Find"})
+    names = "embedder 64", "embedder 64, instruction none", "embedder 64, instruction other"
+    assert advice(sweep, dict(zip(names, (0.1, 0.0, 0.105), strict=True)))["instruction"].system == names[0]
+    assert advice(sweep, dict(zip(names, (0.1, 0.0, 0.2), strict=True)))["instruction"].system == names[2]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def advise(
     - storage: of all dimensions and quantizations, the one with the fewest bytes in all that is neither significantly
       lower than the best nor more than 0.01 lower.
     - memory: the same by the bytes that are searched; only where it differs.
-    - instruction: the best one if it is significantly better than none (or than the base, where none was not tried).
+    - instruction: of those that are significantly better than none (or than the base, where none was not tried) and at
+      most 0.01 lower than the best, the base's if it is among them, else the best.
     - reranking: the smallest depth that is significantly better than no reranking and at most 0.01 lower than the best
       depth; else not to rerank.
     - bm25: whether the base is significantly better than BM25.
@@ -85,7 +86,7 @@ def _storage(advisor: _Advisor) -> Result:
     good = [system for system in grid if system is best or _as_good(compared[system.name])]
     kept = min(good, key=_order(advisor, lambda system: system.stored_bytes or 0))
     quick = min(good, key=_order(advisor, lambda system: system.searched_bytes or 0))
-    found = _against_best(advisor, kept, best, compared)
+    found = _against_best(advisor, kept, best, compared) + (" No smaller one is as good." if kept is best else "")
     advice = [Advice("storage", kept.name, f"Use {kept.name}: {kept.stored_bytes:,} bytes per document. {found}")]
     if quick is not kept and quick.searched_bytes != kept.searched_bytes:
         found = _against_best(advisor, quick, best, compared)
@@ -100,7 +101,7 @@ def _storage(advisor: _Advisor) -> Result:
 def _against_best(advisor: _Advisor, system: System, best: System, compared: Mapping[str, Comparison]) -> str:
     mean = f"Its {advisor.metric} is {advisor.mean(system):.3f}"
     if system is best:
-        return f"{mean}, the best of all dimensions and quantizations, and no smaller one is as good."
+        return f"{mean}, the best of all dimensions and quantizations."
     rival = f"{advisor.mean(best):.3f} of the best, {best.name} with {best.stored_bytes:,} bytes"
     return f"{mean}, against {rival}. {_difference(compared[system.name])}"
 
@@ -123,10 +124,15 @@ def _instruction(advisor: _Advisor) -> Result:
     if best is reference:
         text = f"No instruction that was tried is better than {than} ({advisor.metric} {advisor.mean(best):.3f})."
         return [Advice("instruction", best.name, text)], tuple(compared.values())
+    better = [s for s in tried if s is not reference and _is_better(compared[s.name])]
+    good = [system for system in better if advisor.mean(system) >= advisor.mean(best) - TOLERANCE]
+    if good:
+        chosen = base if base in good else best if best in good else good[0]
+        scale = f"{advisor.metric} {advisor.mean(chosen):.3f} against {advisor.mean(reference):.3f}"
+        why = f"better than {than}, {scale}. {_difference(compared[chosen.name])}"
+        text = f"Use the instruction {chosen.instruction!r}: {why}"
+        return [Advice("instruction", chosen.name, text)], tuple(compared.values())
     found = compared[best.name]
-    if found.p_holm < ALPHA:
-        text = f"Use the instruction {best.instruction!r}: better than {than}, {scale}. {_difference(found)}"
-        return [Advice("instruction", best.name, text)], tuple(compared.values())
     text = (
         f"The instruction makes no difference that these queries can show: the best, {best.instruction!r}, has {scale} "
         f"of {than}. {_difference(found)} It can be changed later: documents have none."
@@ -140,7 +146,7 @@ def _reranking(advisor: _Advisor) -> Result:
         return [], ()
     compared = advisor.against("reranking", advisor.base, tried)
     best = advisor.best(tried)
-    better = [s for s in tried if compared[s.name].p_holm < ALPHA and compared[s.name].difference > 0]
+    better = [system for system in tried if _is_better(compared[system.name])]
     good = [system for system in better if advisor.mean(system) >= advisor.mean(best) - TOLERANCE]
     chosen = min(good or [best], key=lambda system: system.rerank_depth or 0)
     scale = f"{advisor.metric} {advisor.mean(chosen):.3f} against {advisor.mean(advisor.base):.3f} without"
@@ -185,6 +191,10 @@ def _data(advisor: _Advisor, table: Sequence[Comparison]) -> list[Advice]:
 
 def _as_good(found: Comparison) -> bool:
     return found.difference >= -TOLERANCE and not (found.difference < 0 and found.p_holm < ALPHA)
+
+
+def _is_better(found: Comparison) -> bool:
+    return found.difference > 0 and found.p_holm < ALPHA
 
 
 def _order(advisor: _Advisor, size: Callable[[System], int]) -> Callable[[System], tuple[int, float]]:
