@@ -18,6 +18,7 @@ from .ingest import ingest
 from .quickstart import quickstart
 from .rerank import rerank
 from .search import search
+from .train import train
 
 app = typer.Typer(
     name="qwen-retrieval",
@@ -50,6 +51,7 @@ def _before_any_command(
 
 for _command in (embed, rerank, ingest, search, collection, quickstart, evaluate, info, explain):
     app.command()(guard.command(_command))
+app.add_typer(train, name="train")
 
 
 def main() -> None:

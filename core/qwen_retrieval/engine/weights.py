@@ -145,7 +145,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files = _tensor_files(folder)
+        self._files = tensor_files(folder)
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
         self.has_prefix = any(name.startswith("model.") for name in self._files)
@@ -188,7 +188,7 @@ def _damaged(path: Path, error: Exception) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"{path} cannot be read as safetensors ({error}); download it again")
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index of a sharded checkpoint or from the header of a single file."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .filtering import FilteredPairs, filter_positives
 from .losses import InfoNCELoss, InfoNCESettings, info_nce, last_logits, matryoshka, yes_no_loss
+from .merging import merge_checkpoints, merge_tensors, slerp
 
 __all__ = [
     "FilteredPairs",
@@ -17,5 +18,8 @@ __all__ = [
     "info_nce",
     "last_logits",
     "matryoshka",
+    "merge_checkpoints",
+    "merge_tensors",
+    "slerp",
     "yes_no_loss",
 ]
