@@ -93,7 +93,7 @@ def test_importing_the_core_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("path", OUTSIDE_ENGINE, ids=dotted)
-def test_only_the_engine_imports_torch(path: Path) -> None:
+def test_only_the_engine_and_training_import_torch(path: Path) -> None:
     assert "torch" not in set(imports(parse(path), module_level=True))
 
 

@@ -222,6 +222,10 @@ def test_damaged_and_missing_checkpoints_are_refused(tmp_path: Path) -> None:
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CorruptCheckpointError, match="cannot be read"):
         merge_checkpoints([DEMO, broken], tmp_path / "merged")
+    half = sharded(tmp_path / "half", 2)
+    (half / "model-00002-of-00002.safetensors").write_bytes(b"\x10")
+    with pytest.raises(CorruptCheckpointError, match="half cannot be read as safetensors"):
+        merge_checkpoints([half, half], tmp_path / "merged")
     short = sharded(tmp_path / "short", 2)
     index = json.loads((short / "model.safetensors.index.json").read_text())
     del index["weight_map"]["layer.3"]

@@ -60,9 +60,8 @@ class CachedInfoNCELoss(CachedLossMixin, nn.Module):
             ValueError: There are fewer than two columns.
         """
         columns = check_columns(sentence_features)
-        loss: Tensor = self.forward_cached(
-            [dict(one) for one in columns], text_ids(columns[1:])
-        )  # where others have labels
+        ids = text_ids(columns[1:])  # they take the place of labels, which `calculate_loss` is handed unchanged
+        loss: Tensor = self.forward_cached([dict(column) for column in columns], ids)
         return loss
 
     def calculate_loss(

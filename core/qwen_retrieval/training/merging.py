@@ -1,23 +1,24 @@
 """Several checkpoints into one by spherical linear interpolation: arXiv 2506.05176, section 3, "Multi-stage Training".
 
-The report merges checkpoints of the second stage by slerp and cites Li et al., arXiv 2410.15035, but does not say over
-what the angle is taken. Here it is taken tensor by tensor, each as one long vector, as mergekit's `slerp` does.
+The report merges checkpoints of the second stage by slerp, but does not say over what the angle is taken. Here it is
+taken tensor by tensor, each as one long vector, as mergekit's `slerp` does (mergekit/merge_methods/slerp.py).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qwen_retrieval.engine.weights import tensor_files
@@ -130,7 +131,7 @@ def merge_checkpoints(
     sources, target = [Path(folder) for folder in folders], Path(output)
     shares = _check_weights(len(sources), weights)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(17, "already exists and is not an empty folder", str(target))
+        raise FileExistsError(errno.EEXIST, "already exists and is not an empty folder", str(target))
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(_opened(folder)) for folder in sources]
         _check_same(checkpoints)
@@ -186,7 +187,7 @@ def _opened(folder: Path) -> Iterator[_Tensors]:
     with ExitStack() as stack:
         try:
             tensors = _Tensors(folder, stack)
-        except (OSError, ValueError) as error:
+        except (OSError, SafetensorError) as error:
             raise CorruptCheckpointError(f"{folder} cannot be read as safetensors ({error})") from error
         yield tensors
 
@@ -247,20 +248,13 @@ def _check_tokens(first: Path, other: Path) -> None:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place at the end, and is removed if there is an exception."""
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
+    part = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part.mkdir(parents=True)
     try:
         yield part
-        part.chmod(0o777 & ~_umask())
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def _copy_files(source: Path, part: Path) -> None:
