@@ -18,6 +18,7 @@
     │   ├── CollectionNotFoundError     there is no such collection
     │   ├── CollectionMismatchError     it was made with another model, layout or setting
     │   └── IngestError                 an ingestion had to stop; says how far it came
+    ├── EndpointError               a language model's endpoint refuses, or does not answer
     └── MissingDependencyError (ImportError)    an extra is not installed
 
 Arguments of a wrong type or out of range raise plain `TypeError` and `ValueError`.
@@ -115,6 +116,10 @@ class CollectionMismatchError(StoreError):
 
 class IngestError(StoreError):
     """An ingestion had to stop. What it had written stays, and the next run goes on from there."""
+
+
+class EndpointError(QwenRetrievalError):
+    """The endpoint of a language model refuses every request, or does not answer. What it answered before is kept."""
 
 
 class MissingDependencyError(QwenRetrievalError, ImportError):

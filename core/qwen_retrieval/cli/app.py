@@ -18,6 +18,7 @@ from .ingest import ingest
 from .quickstart import quickstart
 from .rerank import rerank
 from .search import search
+from .synthesize import synthesize
 from .train import train
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ def _before_any_command(
     guard.show_tracebacks(debug)
 
 
-for _command in (embed, rerank, ingest, search, collection, quickstart, evaluate, info, explain):
+for _command in (embed, rerank, ingest, search, collection, quickstart, evaluate, info, explain, synthesize):
     app.command()(guard.command(_command))
 app.add_typer(train, name="train")
 
