@@ -5,8 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.training.filtering import THRESHOLD, FilteredPairs, filter_positives
@@ -111,8 +113,10 @@ def filter_pairs(
         documents = [pair.positive for pair in result.pairs]
         limit = settings.positive_cosine
         result.positives = filter_positives(embedder, queries, documents, threshold=limit, instruction=instruction)
-        for pair, cosine in zip(result.pairs, result.positives.cosines, strict=True):
-            pair.meta["cosine"] = round(float(cosine), 4)
+        result.pairs = [
+            replace(pair, meta=pair.meta | {"cosine": round(float(cosine), 4)})
+            for pair, cosine in zip(result.pairs, result.positives.cosines, strict=True)
+        ]
         result.keep("" if kept else "unlike_document" for kept in result.positives.kept)
     if settings.duplicate_cosine is not None and result.pairs:
         vectors = embedder.embed_queries([pair.query for pair in result.pairs], instruction=instruction)  # (n, d)
@@ -140,8 +144,8 @@ def near_duplicates(vectors: FloatArray, limit: float) -> list[bool]:
     found: list[bool] = []
     for start in range(0, len(vectors), _CHUNK):
         part = vectors[start : start + _CHUNK]  # (c, d)
-        before = (part @ vectors[kept].T > limit).any(axis=1)  # (c,)
-        within = part @ part.T > limit  # (c, c)
+        before = np.any(part @ vectors[kept].T > limit, axis=1)  # (c,)
+        within = np.greater(part @ part.T, limit)  # (c, c)
         new: list[int] = []
         for row in range(len(part)):
             found.append(bool(before[row] or within[row, new].any()))
@@ -174,7 +178,7 @@ def language_check(languages: Iterable[str]) -> IsLanguage:
 
     def is_language(text: str, language: str) -> bool:
         best = detector.compute_language_confidence_values(text)[0]
-        return best.language.name == language.upper() or best.value < _SURE
+        return bool(best.language.name == language.upper() or best.value < _SURE)
 
     return is_language
 

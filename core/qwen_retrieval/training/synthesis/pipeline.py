@@ -145,7 +145,7 @@ def pair_of(outcome: Outcome, model: str) -> Pair:
     task, configuration = outcome.task, outcome.configuration
     if configuration is None or outcome.query is None:
         raise ValueError(f"this task failed ({outcome.failure}); take those whose query is not None")
-    meta = {"document": task.document.id or task.document.key, **configuration.as_dict()}
+    meta: dict[str, Any] = {"document": task.document.id or task.document.key, **configuration.as_dict()}
     meta |= {"language": task.language, "words": task.words, "model": model}
     return Pair(outcome.query, task.document.text, meta)
 
