@@ -95,6 +95,9 @@ def evaluate(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write all results; - prints them instead of tables.")
     ] = None,
+    html_file: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a report with plots, for a browser.")
+    ] = None,
     *,
     load: LoadOptions,
 ) -> None:
@@ -110,7 +113,10 @@ def evaluate(
     dataset = _dataset(data, questions, corpus, split, qrels)
     for note in dataset.notes:
         display.note(f"warning: {note}")
-    _check_target(json_file)
+    if html_file == "-":
+        raise typer.BadParameter("--html must be a file; only --json can be printed")
+    for path in (json_file, html_file):
+        _check_target(path)
     sweep = Sweep(
         dimensions=_values("--dimensions", dimensions or "", int),
         quantizations=_values("--quantization", quantization, _quantization),
@@ -135,6 +141,8 @@ def evaluate(
             seed=seed,
             progress=stack.enter_context(_bars()),
         )
+    if html_file is not None:
+        _write_report(result, html_file)
     _write(result, json_file)
 
 
@@ -225,6 +233,14 @@ def _write(result: Evaluation, json_file: str | None) -> None:
     display.show(_quality(result), _differences(result))
     for advice in result.advice:
         typer.echo(f"{advice.topic}: {display.snippet(advice.text, 1000)}")
+
+
+def _write_report(result: Evaluation, path: str) -> None:
+    from qwen_retrieval.evaluation.report import render_report
+
+    page = render_report(result).encode()
+    with atomic_file(path) as handle:
+        handle.write(page)
 
 
 def _quality(result: Evaluation) -> Any:  # noqa: ANN401 - rich is imported where it is used
