@@ -27,7 +27,7 @@ CHECKED := core integrations tests examples benchmarks
 ADAPTERS := $(filter-out tests/integrations/test_qdrant_%,$(wildcard tests/integrations/test_*.py)) \
   $(addprefix tests/integrations/test_qdrant_,layouts.py frameworks.py) \
   tests/test_conformance.py tests/test_examples.py
-EXTRAS := qdrant,parquet,evaluate,langchain,llama-index,haystack,test
+EXTRAS := qdrant,parquet,evaluate,synthesize,langchain,llama-index,haystack,test
 
 .PHONY: quickstart test test-frameworks test-lowest lint format bench bench-gpu demo-pair wheel clean help
 
