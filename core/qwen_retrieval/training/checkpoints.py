@@ -1,0 +1,192 @@
+"""Trained models as folders that this package, plain transformers and sentence-transformers load."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import nn
+
+from qwen_retrieval.loading import read_config
+
+from .loop import History
+
+Kind = Literal["embedding", "reranking"]
+
+LIBRARIES = ("qwen-retrieval", "torch", "transformers")
+
+_COPIED = (".json", ".txt", ".jinja")
+_OF_WEIGHTS = ("model.safetensors.index.json",)
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+_POOLING = {
+    "word_embedding_dimension": 0,  # filled in
+    "pooling_mode_cls_token": False,
+    "pooling_mode_mean_tokens": False,
+    "pooling_mode_max_tokens": False,
+    "pooling_mode_mean_sqrt_len_tokens": False,
+    "pooling_mode_weightedmean_tokens": False,
+    "pooling_mode_lasttoken": True,
+    "include_prompt": True,
+}
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The checkpoint that training starts from.
+
+    Attributes:
+        name: What the user called it.
+        folder: Its files.
+    """
+
+    name: str
+    folder: Path
+
+    @property
+    def public_name(self) -> str:
+        """A repository as it is, and the last part of a folder's path: where it lies is nobody's business."""
+        return self.name if self.is_repository else self.folder.resolve().name if self.name != "demo" else "demo"
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether the name is one of the hub's."""
+        return not Path(self.name).exists() and _REPOSITORY.fullmatch(self.name) is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are stored in, which those of the new checkpoint are too."""
+        config = read_config(self.folder)
+        name = config.get("dtype") or config.get("torch_dtype")
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        return known.get(str(name), torch.float32)
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place at the end, and is removed if there is an exception."""
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=parent) as scratch:
+        part, before = Path(scratch) / "new", Path(scratch) / "before"
+        part.mkdir()
+        yield part
+        if target.exists():
+            os.replace(target, before)
+        os.replace(part, target)
+
+
+def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> None:
+    """Write weights, configuration, tokenizer and card.
+
+    `config.json` is the base's own: what transformers 5 writes has the rotary base under a name that 4 does not read.
+
+    Args:
+        part: An empty folder.
+        model: A Qwen3 of transformers, with a head or without; its weights are written in the base's dtype.
+        base: Where configuration and tokenizer come from.
+        card: The content of README.md.
+    """
+    for file in base.folder.iterdir():
+        if file.is_file() and file.suffix in _COPIED and file.name not in _OF_WEIGHTS:
+            shutil.copyfile(file, part / file.name)
+    tensors = {name: tensor.detach().to("cpu", base.dtype) for name, tensor in model.state_dict().items()}
+    if read_config(base.folder).get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)  # the token table itself
+    save_torch_state_dict({name: t.contiguous() for name, t in tensors.items()}, part)
+    (part / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_modules(part: Path, base: Base, hidden_size: int, query_prompt: str) -> None:
+    """Write what sentence-transformers needs to pool as the engine does.
+
+    Args:
+        part: The folder of the checkpoint.
+        base: Its own files are kept, but for the prompts.
+        hidden_size: Length of a vector.
+        query_prompt: What stands before a query.
+    """
+    for folder in base.folder.glob("[0-9]_*"):
+        if folder.is_dir():
+            shutil.copytree(folder, part / folder.name, ignore=lambda _, names: [n for n in names if ".json" not in n])
+    if not (part / "1_Pooling" / "config.json").is_file():
+        _write(part / "1_Pooling" / "config.json", _POOLING | {"word_embedding_dimension": hidden_size})
+    if not (part / "modules.json").is_file():
+        _write(part / "modules.json", _MODULES)
+    (part / "2_Normalize").mkdir(exist_ok=True)
+    config = part / "config_sentence_transformers.json"
+    before = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    prompts = {"query": query_prompt, "document": ""}
+    _write(config, {"similarity_fn_name": "cosine", "default_prompt_name": None} | before | {"prompts": prompts})
+
+
+def _write(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(kind: Kind, name: str, base: Base, data: str, settings: Mapping[str, Any], history: History) -> str:
+    """The README.md of a trained checkpoint; no path of this machine stands in it.
+
+    Args:
+        kind: What the model is for.
+        name: Name of the model.
+        base: Where it started.
+        data: What it was trained on, in words.
+        settings: Everything that decided the result.
+        history: What came of each step.
+    """
+    front = {
+        "embedding": ("sentence-transformers", "feature-extraction", "Embedder"),
+        "reranking": ("transformers", "text-ranking", "Reranker"),
+    }[kind]
+    lines = ["---", f"library_name: {front[0]}", f"pipeline_tag: {front[1]}", "tags: [qwen-retrieval]"]
+    lines += [f"base_model: {base.name}"] if base.is_repository else []
+    lines += ["---", "", f"# {name}", "", f"{base.public_name}, fine-tuned on {data} with qwen-retrieval.", ""]
+    lines += [f"Load it with `qwen_retrieval.{front[2]}.from_pretrained`. The licence of the base model holds.", ""]
+    lines += ["## Training", "", *_losses(history), "", "| setting | value |", "|---|---|"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in settings.items()]
+    lines += ["", "Versions: " + ", ".join(f"{library} {version(library)}" for library in LIBRARIES) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _losses(history: History) -> list[str]:
+    stopped = "" if history.is_finished else " **It was interrupted: the learning rate had not come to its end.**"
+    lines = [f"{history.step:,} of {history.steps:,} steps.{stopped}"]
+    tenth = max(1, history.step // 10)
+    if history.losses:
+        first, last = history.losses[:tenth], history.losses[-tenth:]
+        lines.append(
+            f"Mean loss of the first {tenth:,} steps {sum(first) / tenth:.4f}, of the last {sum(last) / tenth:.4f}."
+        )
+    if history.held_out:
+        lines += ["", "| steps | loss on held-out queries |", "|---|---|"]
+        lines += [f"| {step:,} | {loss:.4f} |" for step, loss in _thinned(sorted(history.held_out.items()))]
+    return lines
+
+
+def _thinned(rows: list[tuple[int, float]], most: int = 12) -> list[tuple[int, float]]:
+    """Some of many rows, the first and the last among them."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - any setting
+    return str(value).replace("|", "\\|").replace("\n", " ")
