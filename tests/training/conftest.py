@@ -39,14 +39,22 @@ def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WORDS = "read write sort parse open close copy split join merge count match list file path time date json text line".split()
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def write_examples(path: Path) -> Path:
     """Twenty examples with none, one or two negatives, of two instructions."""
     lines = []
     for i, word in enumerate(WORDS):
         negatives = [f"How to {WORDS[i - n]} a thing." for n in range(1, 1 + i % 3)]
         example = {"query": f"{word} it", "positive": f"How to {word} something, in words.", "negatives": negatives}
         lines.append(json.dumps(example | ({"instruction": "Find the manual"} if i % 2 else {})))
-    path = tmp_path / "data.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_examples(tmp_path / "data.jsonl")
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("data") / "data.jsonl")

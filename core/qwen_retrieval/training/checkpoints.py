@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
 from torch import nn
 
+from qwen_retrieval.engine.weights import tensor_files
 from qwen_retrieval.loading import read_config
 
 from .loop import History
@@ -26,6 +28,7 @@ Kind = Literal["embedding", "reranking"]
 
 LIBRARIES = ("qwen-retrieval", "torch", "transformers")
 
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPIED = (".json", ".txt", ".jinja")
 _OF_WEIGHTS = ("model.safetensors.index.json",)
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -71,11 +74,10 @@ class Base:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its weights are stored in, which those of the new checkpoint are too."""
-        config = read_config(self.folder)
-        name = config.get("dtype") or config.get("torch_dtype")
-        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        return known.get(str(name), torch.float32)
+        """What its weights are stored in, whatever its configuration says; those of the new checkpoint are too."""
+        name, path = min(tensor_files(self.folder).items())
+        with safe_open(path, framework="pt") as handle:
+            return _DTYPES.get(handle.get_slice(name).get_dtype(), torch.float32)
 
 
 @contextmanager
@@ -106,8 +108,11 @@ def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> Non
     for file in base.folder.iterdir():
         if file.is_file() and file.suffix in _COPIED and file.name not in _OF_WEIGHTS:
             shutil.copyfile(file, part / file.name)
-    tensors = {name: tensor.detach().to("cpu", base.dtype) for name, tensor in model.state_dict().items()}
-    if read_config(base.folder).get("tie_word_embeddings"):
+    config, dtype = read_config(base.folder), base.dtype
+    stored = {name: str(dtype).removeprefix("torch.") for name in ("dtype", "torch_dtype") if name in config}
+    _write(part / "config.json", config | stored)
+    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # the token table itself
     save_torch_state_dict({name: t.contiguous() for name, t in tensors.items()}, part)
     (part / "README.md").write_text(card, encoding="utf-8")

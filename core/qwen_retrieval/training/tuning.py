@@ -150,7 +150,7 @@ def save_adapters(model: Any, folder: Path, base: str) -> None:  # noqa: ANN401 
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path = base
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # not "auto", which asks the hub
     (folder / "README.md").unlink(missing_ok=True)  # the card of the merged model says more
 
 

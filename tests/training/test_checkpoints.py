@@ -1,0 +1,118 @@
+"""What training writes, loaded by everything that shall load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM, Qwen3Model
+
+from qwen_retrieval import Embedder, Reranker
+from qwen_retrieval.training.checkpoints import Base, model_card, replaced_folder
+from qwen_retrieval.training.embedder import EmbedderSettings, train_embedder
+from qwen_retrieval.training.loop import History, LoopSettings
+from qwen_retrieval.training.reranker import train_reranker
+from tests.reference import last_hidden_states, yes_no_log_odds
+
+TEXTS = ["sort a list", "How to parse something, in words."]
+TASK = "Given a word, find its page"
+LOOP = LoopSettings(batch_size=10, learning_rate=1e-3, held_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def trained_embedder(tiny_embedder: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "my-embedder"
+    train_embedder(str(tiny_embedder), examples, folder, settings=EmbedderSettings(instruction=TASK), loop=LOOP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_reranker(tiny_reranker: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "my-reranker"
+    train_reranker(str(tiny_reranker), examples, folder, loop=LOOP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(trained_embedder: Path) -> Iterator[Embedder]:
+    with Embedder.from_pretrained(str(trained_embedder), device="cpu", dtype="float32", instruction=TASK) as loaded:
+        yield loaded
+
+
+def test_the_engine_computes_what_transformers_does(trained_embedder: Path, embedder: Embedder) -> None:
+    model = Qwen3Model.from_pretrained(trained_embedder, dtype=torch.float32)
+    model.train(False)
+    states = last_hidden_states(model, [embedder.explain_query(text).token_ids for text in TEXTS])
+    want = states / np.linalg.norm(states, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedder.embed_queries(TEXTS), want, atol=2e-6)
+
+
+def test_sentence_transformers_gives_the_same_vectors(trained_embedder: Path, embedder: Embedder) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="it comes with the extra train")
+    model = library.SentenceTransformer(str(trained_embedder), device="cpu", model_kwargs={"dtype": torch.float32})
+    queries = model.encode_query(TEXTS, show_progress_bar=False)
+    documents = model.encode_document(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(queries, embedder.embed_queries(TEXTS), atol=2e-6)
+    np.testing.assert_allclose(documents, embedder.embed_documents(TEXTS), atol=2e-6)
+
+
+def test_a_reranker_scores_as_transformers_does(trained_reranker: Path) -> None:
+    model = Qwen3ForCausalLM.from_pretrained(trained_reranker, dtype=torch.float32)
+    model.train(False)
+    with Reranker.from_pretrained(str(trained_reranker), device="cpu", dtype="float32") as reranker:
+        inputs = [reranker.explain("sort it", text).token_ids for text in TEXTS]
+        answers = [reranker.tokenizer.encode([word], control_tokens=False)[0][0] for word in ("yes", "no")]
+        want = yes_no_log_odds(model, inputs, yes_id=answers[0], no_id=answers[1])
+        got = reranker.log_odds("sort it", TEXTS)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["embedder", "reranker"])
+def test_names_shapes_and_dtypes_are_those_of_the_base(kind: str, request: pytest.FixtureRequest) -> None:
+    base, written = (request.getfixturevalue(f"{state}_{kind}") for state in ("tiny", "trained"))
+    before, after = load_file(base / "model.safetensors"), load_file(written / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    assert (written / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    config = json.loads((written / "config.json").read_text("utf-8"))
+    assert config["dtype"] == "float32"
+    assert config["rope_theta"] == 1_000_000  # which transformers 4 reads, and transformers 5 would not write
+
+
+def test_the_card_says_what_was_done_and_not_where(trained_embedder: Path, tiny_embedder: Path) -> None:
+    card = (trained_embedder / "README.md").read_text("utf-8")
+    assert "# my-embedder" in card
+    assert "tiny-embedder, fine-tuned on 20 examples of data.jsonl" in card
+    assert "| loss.temperature | 0.05 |" in card
+    assert f"| instruction | {TASK} |" in card
+    assert re.search(r"\| 2 \| \d+\.\d{4} \|", card)
+    assert f"torch {torch.__version__.split('+')[0]}" in card
+    for file in trained_embedder.rglob("*"):
+        if file.suffix in (".json", ".md"):
+            assert str(tiny_embedder.parent) not in file.read_text("utf-8"), file.name
+
+
+def test_the_card_of_a_published_base_names_its_repository() -> None:
+    base = Base("Qwen/Qwen3-Embedding-0.6B", Path("models--Qwen--Qwen3-Embedding-0.6B") / "snapshots" / "abc")
+    card = model_card("embedding", "mine", base, "3 examples", {"seed": 0}, History(5, [1.0, 2.0], {0: 3.0}))
+    assert "\nbase_model: Qwen/Qwen3-Embedding-0.6B\n" in card
+    assert "2 of 5 steps. **It was interrupted" in card
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), replaced_folder(target) as part:
+        (part / "new").touch()
+        raise RuntimeError
+    assert [file.name for file in target.iterdir()] == ["old"]
+    with replaced_folder(target) as part:
+        (part / "new").touch()
+    assert [file.name for file in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
