@@ -23,7 +23,9 @@ from qwen_retrieval.training.data import (
 )
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
-examples = st.builds(Example, texts, texts, st.lists(texts, max_size=3).map(tuple), st.none() | texts, st.none() | texts)
+examples = st.builds(
+    Example, texts, texts, st.lists(texts, max_size=3).map(tuple), st.none() | texts, st.none() | texts
+)
 
 
 def written(path: Path, *lines: str) -> Path:

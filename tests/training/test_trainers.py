@@ -1,4 +1,4 @@
-"""The trainers, on tiny random checkpoints: they learn, resume exactly, and compute in parts what they would at once."""
+"""The trainers, on tiny random checkpoints: they learn, resume exactly, and compute in parts what they do at once."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from qwen_retrieval.training.tuning import (
     TuningSettings,
     load_model,
 )
+from tests.command import fails, run
 
 TASK = "Given a word, find its page"
 FAST = LoopSettings(epochs=3, batch_size=6, learning_rate=2e-3, held_out=0.15, save_every=2, evaluate_every=4)
@@ -45,9 +46,7 @@ def embedder_objective(
     template = EmbeddingTemplate(tokenizer, match_embedding(str(folder), read_config(folder), tokenizer))
     model = load_model(folder, Qwen3Model, tuning or TuningSettings(device="cpu"), seed=0)
     settings = EmbedderSettings(max_batch_tokens=max_batch_tokens)
-    return EmbedderObjective(
-        model, template, settings, instruction=TASK, dimensions=[32, 64], dtype=torch.float32
-    )
+    return EmbedderObjective(model, template, settings, instruction=TASK, dimensions=[32, 64], dtype=torch.float32)
 
 
 def reranker_objective(folder: Path, *, max_batch_tokens: int = 10_000) -> RerankerObjective:
@@ -84,9 +83,7 @@ def test_the_loss_is_that_of_the_vectors_the_engine_computes(tiny_embedder: Path
     texts = [[e.positive, *row] for e, row in zip(examples, blank, strict=True)]
     numbers = {text: i for i, text in enumerate(sorted({text for row in texts for text in row}))}
     ids = torch.tensor([[numbers[text] for text in row] for row in texts])
-    want = sum(
-        float(info_nce(queries[:, :n], positives[:, :n], hard[..., :n], text_ids=ids)) for n in (32, 64)
-    )
+    want = sum(float(info_nce(queries[:, :n], positives[:, :n], hard[..., :n], text_ids=ids)) for n in (32, 64))
     assert got == pytest.approx(want, rel=1e-4)
 
 
@@ -186,7 +183,8 @@ Train = Callable[..., History]
 def test_an_interrupted_run_ends_where_an_unbroken_one_does(
     kind: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    train: Train = {"embedder": train_embedder, "reranker": train_reranker}[kind]
+    trainers: dict[str, Train] = {"embedder": train_embedder, "reranker": train_reranker}
+    train = trainers[kind]
     base = request.getfixturevalue(f"tiny_{kind}")
     unbroken = train(str(base), data, tmp_path / "unbroken", loop=FAST)
     interrupt = Interrupt(3, 7)
@@ -229,8 +227,8 @@ def test_a_run_with_adapters_resumes_exactly_and_merges(tiny_embedder: Path, dat
 def test_another_setting_or_other_data_do_not_resume_a_run(tiny_embedder: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_embedder(str(tiny_embedder), data, tmp_path / "out", loop=FAST, report=Interrupt(1))
+    settings = EmbedderSettings(loss=InfoNCESettings(temperature=0.1))
     with pytest.raises(ValueError, match=r"started with loss.temperature=0.05, but now it is 0.1"):
-        settings = EmbedderSettings(loss=InfoNCESettings(temperature=0.1))
         train_embedder(str(tiny_embedder), data, tmp_path / "out", loop=FAST, settings=settings)
     data.write_text(data.read_text("utf-8").replace("sort it", "sort them"), "utf-8")
     with pytest.raises(ValueError, match="started with data="):
@@ -253,8 +251,8 @@ def test_a_reranker_needs_negatives(tiny_reranker: Path, tmp_path: Path) -> None
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_embedder: Path, data: Path, tmp_path: Path) -> None:
+    settings = EmbedderSettings(loss=InfoNCESettings(temperature=1e-45))
     with pytest.raises(ValueError, match="the loss of step 1 is nan: lower the learning rate"):
-        settings = EmbedderSettings(loss=InfoNCESettings(temperature=1e-45))
         train_embedder(str(tiny_embedder), data, tmp_path / "out", loop=FAST, settings=settings)
     assert not (tmp_path / "out").exists()
 
@@ -285,3 +283,17 @@ def test_no_step_trains_on_what_is_held_out(data: Path) -> None:
 def test_options_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{option} must .* but got {value}"):
         LoopSettings(**{option: value})  # type: ignore[arg-type]
+
+
+def test_the_commands_train_and_say_what_came_of_it(tiny_embedder: Path, tiny_reranker: Path, data: Path) -> None:
+    out = data.parent
+    common = ["--batch-size", "10", "--held-out", "0.2", "--device", "cpu"]
+    run("train", "embedder", str(data), "-o", str(out / "e"), "--model", str(tiny_embedder), "--dimensions", "32",
+        "--dimensions", "64", *common)  # fmt: skip
+    card = (out / "e" / "README.md").read_text("utf-8")
+    assert "| dimensions | (32, 64) |" in card
+    run("train", "reranker", str(data), "-o", str(out / "r"), "--model", str(tiny_reranker), "--over", "answers",
+        *common)  # fmt: skip
+    assert "| over | answers |" in (out / "r" / "README.md").read_text("utf-8")
+    error = fails("train", "embedder", str(data), "-o", str(out / "e"), "--model", str(tiny_embedder))
+    assert "already exists, and no interrupted run belongs to it" in error

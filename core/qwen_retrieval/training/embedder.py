@@ -13,16 +13,16 @@ from torch import Tensor
 from qwen_retrieval.instructions import resolve_instruction
 from qwen_retrieval.loading import read_config
 from qwen_retrieval.specs import EmbeddingSpec, check_dimensions, match_embedding
-from qwen_retrieval.templates import Encoded, EmbeddingTemplate
+from qwen_retrieval.templates import EmbeddingTemplate, Encoded
 from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.types import TokenIds
 
 from .checkpoints import Base, write_modules
 from .data import Example, cut_by_tokens
-from .losses import DEFAULTS, InfoNCESettings, info_nce, matryoshka
 from .loop import History, LoopSettings, Report
+from .losses import DEFAULTS, InfoNCESettings, info_nce, matryoshka
 from .runs import Trained, encode_by_instruction, find_base, run
-from .tuning import TuningSettings, compute_dtype, computing, load_model
+from .tuning import Qwen3Model, TuningSettings, compute_dtype, computing, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +207,6 @@ def train_embedder(
     lengths = [check_dimensions(spec, n) for n in settings.dimensions] or [spec.hidden_size]
 
     def objective() -> EmbedderObjective:
-        from .tuning import Qwen3Model
-
         network = load_model(base.folder, Qwen3Model, tuning, seed=loop.seed)
         return EmbedderObjective(
             network,

@@ -16,10 +16,10 @@ from qwen_retrieval.templates import Encoded, RerankingTemplate
 from qwen_retrieval.tokenizer import HubTokenizer
 
 from .data import Example, cut_by_tokens
-from .losses import AnswerSpace, last_logits, yes_no_loss
 from .loop import History, LoopSettings, Report
+from .losses import AnswerSpace, last_logits, yes_no_loss
 from .runs import Trained, encode_by_instruction, find_base, run
-from .tuning import TuningSettings, compute_dtype, computing, load_model
+from .tuning import Qwen3ForCausalLM, TuningSettings, compute_dtype, computing, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,6 @@ def train_reranker(
     instruction = resolve_instruction(chosen)
 
     def objective() -> RerankerObjective:
-        from .tuning import Qwen3ForCausalLM
-
         network = load_model(base.folder, Qwen3ForCausalLM, tuning, seed=loop.seed)
         return RerankerObjective(network, template, settings, instruction=instruction, dtype=compute_dtype(tuning))
 

@@ -95,7 +95,11 @@ def _check_output(trained: Trained) -> None:
 
 
 def _write(
-    trained: Trained, model: Any, file: ExampleFile, history: History, finish: Callable[[Path], None]  # noqa: ANN401
+    trained: Trained,
+    model: Any,
+    file: ExampleFile,
+    history: History,
+    finish: Callable[[Path], None],
 ) -> None:
     data = f"{len(file):,} examples of {trained.data.name}"
     card = model_card(trained.kind, trained.output.name, trained.base, data, trained.all_settings(), history)

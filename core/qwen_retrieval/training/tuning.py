@@ -15,7 +15,8 @@ from qwen_retrieval.engine.engine import resolve_device
 from qwen_retrieval.errors import needs_extra
 
 with needs_extra("transformers", "train"):
-    from transformers import Qwen3ForCausalLM, Qwen3Model
+    from transformers import Qwen3ForCausalLM as Qwen3ForCausalLM
+    from transformers import Qwen3Model as Qwen3Model
     from transformers.utils import logging
 
 Architecture = type[Qwen3Model] | type[Qwen3ForCausalLM]
@@ -35,7 +36,7 @@ class LoraSettings:
     """
 
     rank: int = 32
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,12 +107,12 @@ def _checkpoint_activations(model: Any) -> None:  # noqa: ANN401 - of transforme
 def _quiet() -> Iterator[None]:
     """No progress bar while weights are read: it lasts seconds, and the training has its own."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _with_adapters(model: Any, settings: LoraSettings, seed: int) -> Any:  # noqa: ANN401 - peft has its own classes
@@ -150,7 +151,9 @@ def save_adapters(model: Any, folder: Path, base: str) -> None:  # noqa: ANN401 
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path = base
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)  # not "auto", which asks the hub
+    model.save_pretrained(
+        folder, safe_serialization=True, save_embedding_layers=False
+    )  # not "auto", which asks the hub
     (folder / "README.md").unlink(missing_ok=True)  # the card of the merged model says more
 
 
