@@ -108,9 +108,14 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(RuntimeError), replaced_folder(target) as part:
-        (part / "new").touch()
-        raise RuntimeError
+
+    def fail() -> None:
+        with replaced_folder(target) as part:
+            (part / "new").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [file.name for file in target.iterdir()] == ["old"]
     with replaced_folder(target) as part:
         (part / "new").touch()

@@ -99,10 +99,11 @@ def read_examples(path: str | Path) -> Iterator[Example]:
 def write_examples(examples: Iterable[Example], handle: BinaryIO) -> int:
     """Write examples as JSON lines; returns how many."""
     count = 0
-    for count, example in enumerate(examples, start=1):
+    for example in examples:
         values = {name: getattr(example, name) for name in FIELDS}
         kept = {name: value for name, value in values.items() if value not in (None, ())}
         handle.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+        count += 1
     return count
 
 

@@ -96,7 +96,7 @@ def _check_output(trained: Trained) -> None:
 
 def _write(
     trained: Trained,
-    model: Any,
+    model: Any,  # noqa: ANN401 - of transformers or peft
     file: ExampleFile,
     history: History,
     finish: Callable[[Path], None],
