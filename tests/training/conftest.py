@@ -36,7 +36,28 @@ def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp / "tiny-reranker", tokenizer, SHAPE, prefix=True, vocab_size=VOCABULARY, gain=1.0)
 
 
-WORDS = ["read", "write", "sort", "parse", "open", "close", "copy", "split", "join", "merge", "count", "match", "list", "file", "path", "time", "date", "json", "text", "line"]  # fmt: skip
+WORDS = [
+    "read",
+    "write",
+    "sort",
+    "parse",
+    "open",
+    "close",
+    "copy",
+    "split",
+    "join",
+    "merge",
+    "count",
+    "match",
+    "list",
+    "file",
+    "path",
+    "time",
+    "date",
+    "json",
+    "text",
+    "line",
+]
 
 
 def write_examples(path: Path) -> Path:
