@@ -72,6 +72,11 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path: Path, bad: str, reason: 
         ExampleFile(path)
 
 
+def test_how_a_line_was_made_is_passed_over(tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", line("q", meta={"document": "d1"}))
+    assert list(read_examples(path)) == [Example("q", "answer to q")]
+
+
 def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no examples"):
         ExampleFile(written(tmp_path / "data.jsonl", "", " "))

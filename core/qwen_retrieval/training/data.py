@@ -22,6 +22,8 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 FIELDS = ("query", "positive", "negatives", "instruction", "task")
+NOT_READ = "meta"
+"""Where `synthesis` notes how a line was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def parse_example(line: str | bytes) -> Example:
         raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"must be an object, but is {type(fields).__name__}")
-    if unknown := [name for name in fields if name not in FIELDS]:
+    if unknown := [name for name in fields if name not in (*FIELDS, NOT_READ)]:
         raise ValueError(f"has the field {unknown[0]!r}, but the fields are {', '.join(FIELDS)}")
     negatives = fields.get("negatives") or []
     if not isinstance(negatives, list):
