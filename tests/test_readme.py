@@ -79,6 +79,7 @@ def test_the_commands_that_the_readme_names_exist() -> None:
     from qwen_retrieval.cli import app
 
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    names |= {str(group.name) for group in app.registered_groups}
     assert set(re.findall(r"^qwen-retrieval (\w+)", README, re.MULTILINE)) <= names
 
 

@@ -254,7 +254,7 @@ def test_a_wrong_key_is_reported_at_once_and_never_shown(
 
 
 def test_one_refused_document_does_not_stop_the_others(make: Make, endpoint: Endpoint) -> None:
-    too_long = (400, {}, {"error": "maximum context length"})
+    too_long: tuple[int, dict[str, str], dict[str, str]] = (400, {}, {"error": "maximum context length"})
     endpoint.reply = lambda body: too_long if "topic 74" in body["messages"][0]["content"] else obliging(body)
     pairs, report = make()
     assert (len(pairs), report.refused) == (5, 1)
