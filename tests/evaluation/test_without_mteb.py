@@ -17,6 +17,7 @@ from qwen_retrieval.testing import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
+from tests.command import run
 
 
 def _embedder() -> Embedder:
@@ -43,3 +44,13 @@ def test_the_first_use_says_what_to_install(use: Callable[[], object], monkeypat
 
     with pytest.raises(MissingDependencyError, match=r'pip install "qwen-retrieval\[mteb\]"'):
         use()
+
+
+def test_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    found = run("evaluate", "--mteb", "MTEB-R", "--model", "demo", code=1)
+    assert 'pip install "qwen-retrieval[mteb]"' in " ".join(found.split())
+
+
+def test_the_command_takes_the_data_of_mteb_or_your_own() -> None:
+    assert "leave out DATA" in run("evaluate", "folder", "--mteb", "MTEB-R", "--model", "demo", code=2)

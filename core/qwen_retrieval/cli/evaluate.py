@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -53,6 +54,14 @@ def evaluate(
             rich_help_panel=DATA,
         ),
     ] = False,
+    mteb: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead: a published table such as MTEB-R, or a benchmark or task of mteb, with the paper's settings. "
+            "Of the options below only the models, --device, --dtype, --revision, --cache and --json hold. Repeatable.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help=f"Embedding model. {MODEL_HELP}")] = SMALLEST,
     reranker: Annotated[str | None, typer.Option(help=f"Reranking model; by default none. {MODEL_HELP}")] = None,
     rerank_instruction: Annotated[
@@ -110,13 +119,15 @@ def evaluate(
     from qwen_retrieval.evaluation import Sweep
     from qwen_retrieval.evaluation import evaluate as measure
 
+    _check_targets(json_file, html_file)
+    if mteb:
+        if (data, questions, corpus, html_file) != (None,) * 4:
+            raise typer.BadParameter("--mteb brings its own data and writes no page: leave out DATA and --html")
+        _run_mteb(mteb, model, reranker, load, cache, json_file)
+        return
     dataset = _dataset(data, questions, corpus, split, qrels)
     for note in dataset.notes:
         display.note(f"warning: {note}")
-    if html_file == "-":
-        raise typer.BadParameter("--html must be a file; only --json can be printed")
-    for path in (json_file, html_file):
-        _check_target(path)
     sweep = Sweep(
         dimensions=_values("--dimensions", dimensions or "", int),
         quantizations=_values("--quantization", quantization, _quantization),
@@ -181,7 +192,7 @@ def _dataset(
     if data is not None and questions is None and corpus is None:
         return read_beir(data, split=split, qrels=qrels)
     if data is not None or questions is None or corpus is None:
-        raise typer.BadParameter("give either a folder in BEIR's format, or --questions and --corpus")
+        raise typer.BadParameter("give a folder in BEIR's format, --questions and --corpus, or --mteb")
     return read_questions(questions, corpus)
 
 
@@ -194,6 +205,35 @@ def _values(option: str, text: str, kind: Callable[[str], Value]) -> tuple[Value
 
 def _quantization(name: str) -> Quantization:
     return cast("Quantization", name)  # `Sweep` refuses what is none
+
+
+def _run_mteb(
+    names: list[str], model: str, reranker: str | None, load: LoadOptions, folder: Path | None, json_file: str | None
+) -> None:
+    """The published evaluation, and its figures beside what came out."""
+    from qwen_retrieval.evaluation.mteb import paper_embedder, paper_reranker, run_mteb
+    from qwen_retrieval.evaluation.published import comparison_table
+
+    options: dict[str, Any] = {"device": load.device, "dtype": load.dtype, "revision": load.revision}
+    with ExitStack() as stack:
+        embedder = stack.enter_context(paper_embedder(model, **options))
+        second = None if reranker is None else stack.enter_context(paper_reranker(reranker, **options))
+        found = run_mteb(names, embedder, second, folder=folder, show_progress=True)
+    text = json.dumps(found.as_json(), indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    if json_file is not None:
+        with atomic_file(json_file) as handle:
+            handle.write(text.encode())
+    display.show(comparison_table(found.comparisons()))
+
+
+def _check_targets(json_file: str | None, html_file: str | None) -> None:
+    if html_file == "-":
+        raise typer.BadParameter("--html must be a file; only --json can be printed")
+    for path in (json_file, html_file):
+        _check_target(path)
 
 
 def _check_target(path: str | None) -> None:
