@@ -57,7 +57,7 @@ def evaluate(
     mteb: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instead: a published table such as MTEB-R, or a benchmark or task of mteb, with the paper's settings. "
+            help="Instead: a published table such as MTEB-R, a benchmark or a task of mteb, with the paper's settings. "
             "Of the options below only the models, --device, --dtype, --revision, --cache and --json hold. Repeatable.",
             rich_help_panel=DATA,
         ),
