@@ -11,6 +11,7 @@ See README.md beside this file for what is measured and how.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def options_of(parsed: argparse.Namespace, folder: Path) -> Options:
     )
 
 
+def _command(arguments: list[str]) -> list[str]:
+    """What was typed, without the folders of the machine that it was typed on."""
+    return ["python", "-m", "benchmarks.models", *[Path(one).name if os.sep in one else one for one in arguments]]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -111,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
             options = options_of(parsed, parsed.folder or Path(temporary))
         except ValueError as error:
             raise SystemExit(f"benchmarks.models: {error}") from error
-        Agenda(options, Results.begin(["python", "-m", "benchmarks.models", *arguments], options.device)).work()
+        Agenda(options, Results.begin(_command(arguments), options.device)).work()
 
 
 if __name__ == "__main__":
