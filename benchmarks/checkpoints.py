@@ -32,9 +32,6 @@ MODELS = ("0.6B", "4B", "8B")
 BLOCK = 8192
 """Rows of the token table that are drawn at random; the others repeat them with other signs."""
 
-ROWS = 151_669
-"""Rows of the token table in all shapes: the tokenizer of the rerankers and of Qwen3-Embedding-0.6B."""
-
 CHAT_TEMPLATE = (
     "{%- set task = messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
     " | default(" + json.dumps(QWEN3_RERANKER.default_instruction) + ") -%}\n"

@@ -45,7 +45,7 @@ class PacedEngine:
         self.rate = rate
         self.slept = 0.0
         self.computed = 0
-        self.span: list[float] = []  # when the first batch came, and when the last one was done
+        self.span: list[float] = []  # when the call began, and when its last batch was done
         self._rows = np.random.default_rng(0).standard_normal((BATCH_TOKENS, 1024), dtype=np.float32)
 
     def embed(self, batch: list[TokenIds]) -> FloatArray:

@@ -64,7 +64,7 @@ class Models:
 
 
 def queries(count: int, tokenizer_folder: Path) -> list[str]:
-    """Distinct pieces of prose of 4 to 24 tokens, which with the instruction makes W5 of the benchmark plan.
+    """Distinct pieces of prose of 4 to 24 tokens, which with the instruction makes W5 of `workloads`.
 
     Distinct, because equal inputs of a batch are computed once.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def arrivals(rows: Sequence[Row]) -> None:
     _latencies("load", rows, lambda row: f"{row['share']:.0%}")
 
 
-def _latencies(axis: str, rows: Sequence[Row], label: Any) -> None:  # noqa: ANN401
+def _latencies(axis: str, rows: Sequence[Row], label: Callable[[Row], str]) -> None:
     table = Table("form", axis, "contender", "calls/s", *PERCENTILES, *RATIOS, "given up")
     for row in rows:
         failed = f", {row['errors']}" if row["errors"] else ""

@@ -23,6 +23,7 @@ from benchmarks.load_drivers import (
     percentile,
     poisson,
 )
+from benchmarks.results import spread
 from qwen_retrieval import Embedder
 
 FEWEST_CALLS = 32
@@ -157,11 +158,6 @@ def _compare(found: Sequence[Row], ours: Sequence[Row]) -> Row:
         "errors": errors,
         "rounds": list(found),
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def beside_bulk(

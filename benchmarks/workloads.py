@@ -105,7 +105,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("W10c", "1 query x 100 passages", "pairs", PASSAGES, 100, 100, 100),
     Workload("W10d", "one query at a time", "queries", QUERIES, 20, 20, 1),
 )
-"""The plan's workloads; W10, the CPU set, is four."""
+"""All workloads; W10, the CPU set, is four."""
 
 
 def select(names: Sequence[str]) -> list[Workload]:

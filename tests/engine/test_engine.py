@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_retrieval.engine.engine import (
+    DTYPES,
+    QUANTIZED,
     TorchRerankingEngine,
     activation_bytes,
     batch_tokens_within,
@@ -27,7 +29,7 @@ from qwen_retrieval.engine.engine import (
 from qwen_retrieval.engine.weights import DecoderConfig
 from qwen_retrieval.errors import CorruptCheckpointError, NonFiniteError, OutOfMemoryError
 from qwen_retrieval.loading import read_config
-from qwen_retrieval.types import TokenIds
+from qwen_retrieval.types import QUANTIZED_DTYPES, TokenIds
 from tests.checkpoints import TINY, write_checkpoint
 from tests.reference import causal_model, yes_no_log_odds
 
@@ -202,6 +204,10 @@ def test_float16_is_taken_only_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="float16 overflows"):
         assert resolve_dtype("float16", CPU) == torch.float16
     assert compute_dtype(torch.float16, CPU) == torch.float32
+
+
+def test_the_dtypes_that_fingerprints_tell_apart_are_the_quantized_ones() -> None:
+    assert {DTYPES[name] for name in QUANTIZED_DTYPES} == set(QUANTIZED)
 
 
 LARGEST = DecoderConfig(

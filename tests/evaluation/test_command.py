@@ -86,6 +86,8 @@ def test_instructions_are_names_sentences_or_named_sentences(
         pytest.param(["--questions", "q.jsonl"], id="no corpus"),
         pytest.param(["commands", "--dimensions", "many"], id="no integer"),
         pytest.param(["commands", "--instruction", "none,none"], id="twice"),
+        pytest.param(["commands", "--instruction", "default,none,mine=Find it."], id="names and a sentence"),
+        pytest.param(["commands", "--instruction", "mine=Find it.,none"], id="a sentence and a name"),
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(arguments: list[str], loads: Loads) -> None:

@@ -151,3 +151,16 @@ def test_relevant_documents_outside_of_the_corpus_count_as_not_found_and_are_sai
 def test_nothing_to_evaluate_is_an_error_in_words(parts: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         RetrievalDataset(*parts)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(({"q\ud800": "?"}, {"d": "x"}, {"q\ud800": {"d": 1}}), id="query"),
+        pytest.param(({"q": "?"}, {"d\udcff": "x"}, {"q": {"d\udcff": 1}}), id="document"),
+        pytest.param(({"q": "?"}, {"d": "x"}, {"q": {"d": 1, "e\udcff": 1}}), id="judgement"),
+    ],
+)
+def test_an_id_that_is_not_valid_unicode_is_refused_before_anything_is_computed(wrong: Any) -> None:
+    with pytest.raises(DatasetError, match="which is not valid Unicode; rename it"):
+        RetrievalDataset(*wrong)

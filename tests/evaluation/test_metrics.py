@@ -63,3 +63,8 @@ def test_a_query_that_found_nothing_counts_as_0_in_its_place() -> None:
 def test_an_unknown_measure_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"must be ndcg@k, recall@k, mrr@k or map@k, such as ndcg@10"):
         Measures({"a": {"d": 1}}, [name])
+
+
+def test_a_measure_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="metrics must all differ, but got ndcg@10, ndcg@10"):
+        Measures({"a": {"d": 1}}, ["ndcg@10", "ndcg@10"])

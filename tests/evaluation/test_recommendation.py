@@ -122,7 +122,7 @@ def test_reranking_is_recommended_to_the_smallest_depth_that_is_enough(
     given = advice(Sweep(rerank_depths=(10, 50)), dict(zip(names, gains, strict=True)))
     assert given["reranking"].system == system
     assert given["reranking"].text.startswith(beginning)
-    assert given["reranking"].text.endswith("It took 0.25 seconds per query here.")
+    assert given["reranking"].text.endswith("It took 0.25 s per query here.")
 
 
 @pytest.mark.parametrize(

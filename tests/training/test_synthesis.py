@@ -458,3 +458,12 @@ def test_the_command_writes_pairs_and_goes_on_from_its_journal(
 
 def test_texts_are_compared_without_what_does_not_matter() -> None:
     assert normalized("  Ｗhat IS\tit？ ") == "what is it"
+
+
+@pytest.mark.parametrize("content", ['{"my": "settings"}', "line one\nline two", '{"key": 1}\n'])
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"journal|damaged"):
+        Journal(path)
+    assert path.read_text() == content

@@ -15,7 +15,7 @@ from qwen_retrieval.instructions import PRESETS, tasks
 
 from . import display
 from .options import MODEL_HELP, SMALLEST, LoadOptions, load_embedder, load_reranker
-from .outputs import atomic_file
+from .outputs import atomic_file, check_place
 
 if TYPE_CHECKING:
     from qwen_retrieval.evaluation import Evaluation, RetrievalDataset
@@ -33,7 +33,7 @@ def evaluate(
     questions: Annotated[
         Path | None,
         typer.Option(
-            help='Instead: JSON lines {"query", "relevant": [ids] or {id: grade}}, with --corpus.',
+            help='Instead: JSON lines {"query", "relevant"}, the latter a list of ids or {id: grade}; with --corpus.',
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -152,9 +152,9 @@ def evaluate(
             seed=seed,
             progress=stack.enter_context(_bars()),
         )
+    _write(result, json_file)
     if html_file is not None:
         _write_report(result, html_file)
-    _write(result, json_file)
 
 
 def parse_instructions(values: Sequence[str]) -> dict[str, str | None]:
@@ -168,13 +168,15 @@ def parse_instructions(values: Sequence[str]) -> dict[str, str | None]:
         name is its own.
 
     Raises:
-        typer.BadParameter: A name occurs twice.
+        typer.BadParameter: A name occurs twice, or stands in one list with something that is none.
     """
     special = {"none": "", "default": None}
     known = {*special, *PRESETS, *tasks()}
     named: dict[str, str | None] = {}
     for value in values:
         parts = [part.strip() for part in value.split(",")]
+        if not known.issuperset(parts) and (parts[0] in known or parts[-1] in known):
+            raise typer.BadParameter(f"--instruction {value!r} mixes names and a sentence; repeat --instruction for it")
         for part in parts if known.issuperset(parts) else [value.strip()]:
             match = None if part in known else NAMED.fullmatch(part)
             name = match["name"] if match else part
@@ -214,7 +216,7 @@ def _run_mteb(
     from qwen_retrieval.evaluation.mteb import paper_embedder, paper_reranker, run_mteb
     from qwen_retrieval.evaluation.published import comparison_table
 
-    options: dict[str, Any] = {"device": load.device, "dtype": load.dtype, "revision": load.revision}
+    options = {name: value for name, value in load.keywords().items() if name in ("device", "dtype", "revision")}
     with ExitStack() as stack:
         embedder = stack.enter_context(paper_embedder(model, **options))
         second = None if reranker is None else stack.enter_context(paper_reranker(reranker, **options))
@@ -233,18 +235,8 @@ def _check_targets(json_file: str | None, html_file: str | None) -> None:
     if html_file == "-":
         raise typer.BadParameter("--html must be a file; only --json can be printed")
     for path in (json_file, html_file):
-        _check_target(path)
-
-
-def _check_target(path: str | None) -> None:
-    """Refuse an output that cannot be written, before hours of work."""
-    if path is None or path == "-":
-        return
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(21, "is a directory", path)
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(2, "no such directory", str(target.parent))
+        if path not in (None, "-"):
+            check_place(Path(path))
 
 
 @contextmanager
@@ -304,8 +296,8 @@ def _differences(result: Evaluation) -> Any:  # noqa: ANN401
     columns = {"system": False, "mean": True, "95 % interval": True, "p": True, "p (Holm)": True}
     table = display.table(title, columns)
     for one in (one for one in result.comparisons if one.family == "baseline"):
-        interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        table.add_row(one.system, f"{one.difference:+.4f}", interval, f"{one.p:.4f}", f"{one.p_holm:.4f}")
+        interval = f"{one.low:+z.4f} to {one.high:+z.4f}"
+        table.add_row(one.system, f"{one.difference:+z.4f}", interval, f"{one.p:.4f}", f"{one.p_holm:.4f}")
     return table
 
 

@@ -44,12 +44,17 @@ def check_target(path: str) -> None:
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise ValueError(f"output must end in {', '.join(SUFFIXES)} (or be -), but got {path!r}")
-    if target.is_dir():
-        raise IsADirectoryError(21, "is a directory", path)
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(2, "no such directory", str(target.parent))
+    check_place(target)
     if target.suffix.lower() == ".parquet":
         _pyarrow()
+
+
+def check_place(target: Path) -> None:
+    """Refuse a file that cannot be made where it is wanted."""
+    if target.is_dir():
+        raise IsADirectoryError(21, "is a directory", str(target))
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(2, "no such directory", str(target.parent))
 
 
 @contextmanager

@@ -31,12 +31,12 @@ class AskOptions:
     )
     language: Annotated[
         list[str] | None,
-        typer.Option(help="A language of the queries; may be repeated.  [default: that of the documents]",
+        typer.Option(help="A language of the queries; may be repeated.", show_default="that of the documents",
                      rich_help_panel="Queries"),
     ] = None  # fmt: skip
     words: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="A length of queries in words; may be repeated.  [default: 5, 10, 20, 40]",
+        typer.Option(min=1, help="A length of queries in words; may be repeated.", show_default="5, 10, 20, 40",
                      rich_help_panel="Queries"),
     ] = None  # fmt: skip
     queries_per_document: Annotated[
@@ -106,9 +106,7 @@ def synthesize(
     request: Annotated[
         str, typer.Option(metavar="JSON", help='More fields of each request, as in {"temperature": 0.7}.')
     ] = "{}",
-    journal: Annotated[
-        Path | None, typer.Option(help="Keeps every answer.  [default: OUTPUT.journal]", show_default=False)
-    ] = None,
+    journal: Annotated[Path | None, typer.Option(help="Keeps every answer.", show_default="OUTPUT.journal")] = None,
     instruction: Annotated[
         str | None, typer.Option(help="What the queries are for; is written into the pairs.")
     ] = None,

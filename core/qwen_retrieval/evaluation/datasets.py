@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -37,7 +37,7 @@ class RetrievalDataset:
 
     Raises:
         DatasetError: There are no documents or no queries to evaluate; a judgement names an unknown query; or no
-            relevant document of any query is in the corpus.
+            relevant document of any query is in the corpus; or an id is not valid Unicode.
     """
 
     queries: Mapping[str, str]
@@ -47,6 +47,7 @@ class RetrievalDataset:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_ids(self.name, [*self.queries, *self.corpus, *(id_ for grades in self.qrels.values() for id_ in grades)])
         if not self.corpus:
             raise DatasetError(f"{self.name} has no documents")
         if unknown := [query for query in self.qrels if query not in self.queries]:
@@ -71,6 +72,15 @@ class RetrievalDataset:
         object.__setattr__(self, "queries", {query: self.queries[query] for query in kept})
         object.__setattr__(self, "qrels", {query: dict(self.qrels[query]) for query in kept})
         object.__setattr__(self, "notes", tuple(notes))
+
+
+def _check_ids(name: str, ids: Iterable[str]) -> None:
+    """An id that UTF-8 cannot write, such as the name of a broken file, would end the process inside of pytrec_eval."""
+    for id_ in ids:
+        try:
+            id_.encode()
+        except UnicodeEncodeError:
+            raise DatasetError(f"{name} has the id {id_!r}, which is not valid Unicode; rename it") from None
 
 
 def read_beir(

@@ -48,7 +48,7 @@ def gain_of_reranking(result: Evaluation) -> Plot | None:
     metric, points = result.setup.metrics[0], []
     for one in sorted(compared, key=lambda one: result.system(one.system).rerank_depth or 0):
         depth = result.system(one.system).rerank_depth or 0
-        text = f"first {depth} reranked: {one.difference:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+        text = f"first {depth} reranked: {one.difference:+z.3f} ({one.low:+z.3f} to {one.high:+z.3f})"
         points.append(Point(depth, one.difference, one.low, one.high, text))
     x = horizontal("documents reranked", [0, *(point.x for point in points)])
     points.insert(0, Point(0, 0, 0, 0, "without reranking: 0"))

@@ -41,7 +41,7 @@ class Measures:
         names: Which measures; k is any integer from 1.
 
     Raises:
-        ValueError: A measure is unknown, or there is none.
+        ValueError: A measure is unknown or there twice, or there is none.
         MissingDependencyError: The extra ``evaluate`` is not installed.
 
     Attributes:
@@ -55,6 +55,8 @@ class Measures:
         self.names = tuple(names)
         if not self.names:
             raise ValueError("metrics must have at least one value, but is empty")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"metrics must all differ, but got {', '.join(self.names)}")
         self._cuts = [_parse(name) for name in self.names]
         self.depth = max(cut for _, cut in self._cuts)
         self._queries = list(qrels)

@@ -150,7 +150,7 @@ def _reranking(advisor: _Advisor) -> Result:
     good = [system for system in better if advisor.mean(system) >= advisor.mean(best) - TOLERANCE]
     chosen = min(good or [best], key=lambda system: system.rerank_depth or 0)
     scale = f"{advisor.metric} {advisor.mean(chosen):.3f} against {advisor.mean(advisor.base):.3f} without"
-    cost = f"It took {chosen.rerank_seconds or 0:.3g} seconds per query here."
+    cost = f"It took {chosen.rerank_seconds or 0:.3g} s per query here."
     difference = _difference(compared[chosen.name])
     if good:
         text = f"Rerank the first {chosen.rerank_depth}: {scale}. {difference} {cost}"
@@ -204,6 +204,5 @@ def _order(advisor: _Advisor, size: Callable[[System], int]) -> Callable[[System
 
 def _difference(found: Comparison) -> str:
     verdict = "significant" if found.p_holm < ALPHA else "not significant"
-    return (
-        f"The difference is {found.difference:+.3f} (95 % interval {found.low:+.3f} to {found.high:+.3f}), {verdict}."
-    )
+    interval = f"95 % interval {found.low:+z.3f} to {found.high:+z.3f}"
+    return f"The difference is {found.difference:+z.3f} ({interval}), {verdict}."

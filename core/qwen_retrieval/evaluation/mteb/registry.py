@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwen_retrieval.embedder import Embedder
@@ -23,7 +23,9 @@ _NO_REVISION = "no_revision_available"  # mteb's own word for it
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def paper_embedder(model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> Embedder:
+def paper_embedder(
+    model: str, *, revision: str | None = None, device: str | Sequence[str] = "auto", dtype: str = "auto"
+) -> Embedder:
     """Open an embedder with the settings of the published evaluation.
 
     These are inputs of up to 8192 tokens, in which control tokens act (evaluation/run_mteb.sh,
@@ -41,7 +43,9 @@ def paper_embedder(model: str, *, revision: str | None = None, device: str = "au
     )
 
 
-def paper_reranker(model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> Reranker:
+def paper_reranker(
+    model: str, *, revision: str | None = None, device: str | Sequence[str] = "auto", dtype: str = "auto"
+) -> Reranker:
     """Open a reranker with the settings of the published evaluation.
 
     These are its template with empty lines between the fields, its default instruction, and inputs of up to 8192
@@ -100,6 +104,7 @@ def reranking_meta(reranker: Reranker, settings: Mapping[str, str | int] | None 
     spec = reranker.spec
     own = {
         "template": reranker.template,
+        "instruction": reranker.instruction,
         "dtype": reranker.dtype,
         "max_length": reranker.max_length or _MAX_LENGTH,
         "control_tokens": reranker.control_tokens,

@@ -17,6 +17,10 @@ def journal_key(*parts: Any) -> str:  # noqa: ANN401 - any JSON values
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_BEGINNING = b'{"key": "'
+"""Of every line, as `Journal.add` writes them."""
+
+
 class Journal:
     """Answers by key, in memory and in a file to which each is appended as soon as it is there.
 
@@ -73,10 +77,13 @@ class Journal:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            self._file.truncate(whole)
+        rest = content[whole:]
+        if not rest.startswith(_BEGINNING[: len(rest)]):
+            raise ValueError(f"the end of {self._path} is no entry of a journal; name another file")
         lines = enumerate(content[:whole].splitlines(), start=1)
         entries = [self._parsed(number, line) for number, line in lines]
+        if rest:  # only now: nothing is cut off a file that is no journal
+            self._file.truncate(whole)
         return {entry.pop("key"): entry for entry in entries}
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
