@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_the_card_of_a_published_base_names_its_repository() -> None:
     card = model_card("embedding", "mine", base, "3 examples", {"seed": 0}, History(5, [1.0, 2.0], {0: 3.0}))
     assert "\nbase_model: Qwen/Qwen3-Embedding-0.6B\n" in card
     assert "2 of 5 steps. **It was interrupted" in card
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").touch()
+    rename, renamed = os.replace, []
+
+    def fail_once(source: Path, destination: Path) -> None:
+        if destination == target and not renamed:
+            renamed.append(source)
+            raise OSError(28, "No space left on device")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="No space left"), replaced_folder(target) as part:
+        (part / "new").touch()
+    assert [path.name for path in target.iterdir()] == ["old"]
 
 
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:

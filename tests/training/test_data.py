@@ -60,6 +60,8 @@ def test_fields_without_a_value_are_not_written() -> None:
         ('{"positive": "d"}', "query must be a text that is not empty, but is None"),
         ('{"query": "q", "positive": " "}', "positive must be a text that is not empty"),
         ('{"query": "q", "positive": "d", "negatives": "n"}', "negatives must be a list of texts, but is str"),
+        ('{"query": "q", "positive": "d", "negatives": ""}', "negatives must be a list of texts, but is str"),
+        ('{"query": "q", "positive": "d", "instruction": "\\ud800"}', "instruction contains half of a surrogate pair"),
         ('{"query": "q", "positive": "d", "negatives": ["n", 1]}', "negatives[1] must be a text"),
         ('{"query": "q", "positive": "d", "negative": ["n"]}', "has the field 'negative', but the fields are query"),
         ('{"query": "q", "positive": "d", "instruction": 1}', "instruction must be a text, but is 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from qwen_retrieval.loading import read_config
 from qwen_retrieval.specs import match_embedding, match_reranking
 from qwen_retrieval.templates import EmbeddingTemplate, RerankingTemplate
 from qwen_retrieval.tokenizer import HubTokenizer
-from qwen_retrieval.training.data import ExampleFile
+from qwen_retrieval.training.data import Example, ExampleFile
 from qwen_retrieval.training.embedder import EmbedderObjective, EmbedderSettings, train_embedder
-from qwen_retrieval.training.loop import History, LoopSettings, Schedule, learning_rate
+from qwen_retrieval.training.loop import History, LoopSettings, Schedule, learning_rate, train
 from qwen_retrieval.training.losses import InfoNCESettings, info_nce
 from qwen_retrieval.training.reranker import RerankerObjective, RerankerSettings, train_reranker
 from qwen_retrieval.training.tuning import (
@@ -248,6 +248,28 @@ def test_a_reranker_needs_negatives(tiny_reranker: Path, tmp_path: Path) -> None
     path.write_text('{"query": "q", "positive": "d"}', encoding="utf-8")
     with pytest.raises(ValueError, match="qwen-retrieval train mine"):
         train_reranker(str(tiny_reranker), path, tmp_path / "out")
+
+
+class RootAtZero:
+    """An objective whose loss is a number where its gradient is none."""
+
+    def __init__(self) -> None:
+        self._linear = torch.nn.Linear(1, 1)
+        self.model: torch.nn.Module = self._linear
+
+    def loss(self, examples: Sequence[Example], *, seed: int, backward: bool) -> float:
+        assert examples
+        value = self._linear.weight.square().sum() + (self._linear.bias * 0 + seed * 0).sqrt().sum()
+        if backward:
+            value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+
+def test_gradients_that_are_not_finite_end_the_run_before_a_step_is_taken(data: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(ValueError, match="the norm of the gradients of step 1 is nan: lower the learning rate"):
+        train(RootAtZero(), ExampleFile(data), LoopSettings(batch_size=2, held_out=0), state, identity={})
+    assert not state.exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_embedder: Path, data: Path, tmp_path: Path) -> None:

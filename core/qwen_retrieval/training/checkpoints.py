@@ -91,7 +91,12 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         yield part
         if target.exists():
             os.replace(target, before)
-        os.replace(part, target)
+        try:
+            os.replace(part, target)
+        except OSError:
+            if before.exists():
+                os.replace(before, target)
+            raise
 
 
 def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> None:

@@ -60,7 +60,7 @@ def parse_example(line: str | bytes) -> Example:
         raise ValueError(f"must be an object, but is {type(fields).__name__}")
     if unknown := [name for name in fields if name not in (*FIELDS, NOT_READ)]:
         raise ValueError(f"has the field {unknown[0]!r}, but the fields are {', '.join(FIELDS)}")
-    negatives = fields.get("negatives") or []
+    negatives = [] if fields.get("negatives") is None else fields["negatives"]
     if not isinstance(negatives, list):
         raise ValueError(f"negatives must be a list of texts, but is {type(negatives).__name__}")
     return Example(
@@ -75,16 +75,22 @@ def parse_example(line: str | bytes) -> Example:
 def _text(name: str, value: Any) -> str:  # noqa: ANN401 - any JSON value
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text that is not empty, but is {value!r:.60}")
+    return _whole(name, value)
+
+
+def _optional(name: str, value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, but is {value!r:.60}")
+    return _whole(name, value)
+
+
+def _whole(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} contains half of a surrogate pair at position {error.start}") from error
-    return value
-
-
-def _optional(name: str, value: Any) -> str | None:  # noqa: ANN401 - any JSON value
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} must be a text, but is {value!r:.60}")
     return value
 
 

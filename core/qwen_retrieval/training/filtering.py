@@ -19,8 +19,8 @@ CHUNK = 1024
 """Pairs whose vectors are in memory at a time."""
 
 
-class PairEmbedder(Protocol):
-    """What the filter needs of an embedder; `Embedder` is one."""
+class TextEmbedder(Protocol):
+    """What filters, mining and synthesis need of an embedder; `Embedder` is one."""
 
     def embed_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> FloatArray:
         """(n, d) vectors of unit length."""
@@ -50,7 +50,8 @@ class FilteredPairs:
     def dropped(self) -> list[int]:
         """Positions of the pairs that were dropped, the least alike first."""
         order = np.argsort(self.cosines, kind="stable")
-        return [int(i) for i in order if not self.kept[i]]
+        dropped: list[int] = order[~self.kept[order]].tolist()
+        return dropped
 
     def __str__(self) -> str:
         count, kept = len(self.cosines), int(self.kept.sum())
@@ -64,7 +65,7 @@ class FilteredPairs:
 
 
 def filter_positives(
-    embedder: PairEmbedder,
+    embedder: TextEmbedder,
     queries: Sequence[str],
     documents: Sequence[str],
     *,

@@ -173,7 +173,7 @@ def train(
         What came of each step; `is_finished` is false if the run was interrupted.
 
     Raises:
-        ValueError: The state belongs to a run with other settings or data, or the loss is not finite.
+        ValueError: The state belongs to a run with other settings or data, or the loss or its gradients are not finite.
     """
     schedule = Schedule(file, settings)
     trainable = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
@@ -188,7 +188,7 @@ def train(
             _step(objective, file.read(schedule.batch(history.step)), optimizer, settings, history)
             if history.step % settings.evaluate_every == 0 or history.is_finished:
                 _evaluate(objective, file, schedule, settings, history)
-            if history.step % settings.save_every == 0:
+            if history.step % settings.save_every == 0 and not history.is_finished:
                 _save(state, trainable, optimizer, identity, history)
             if report:
                 report(history)
@@ -216,14 +216,16 @@ def _step(
 ) -> None:
     objective.model.train()
     loss = objective.loss(examples, seed=_seed(settings.seed, history.step), backward=True)
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss of step {history.step + 1} is {loss}: lower the learning rate, or train in float32; "
-            "the state that was saved last is kept"
-        )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
+    for name, value in (("loss", loss), ("norm of the gradients", norm)):
+        if not math.isfinite(value):  # a loss may be finite where its gradients are not
+            raise ValueError(
+                f"the {name} of step {history.step + 1} is {value}: lower the learning rate, or train in float32; "
+                "the state that was saved last is kept"
+            )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, history.step, history.steps)
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     history.losses.append(loss)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +21,8 @@ from torch import Tensor
 
 from qwen_retrieval.engine.weights import tensor_files
 from qwen_retrieval.errors import CorruptCheckpointError, ModelNotFoundError
+
+from .checkpoints import replaced_folder
 
 BLOCK = 1 << 22
 """Numbers of a tensor whose double precision copies are in memory at a time."""
@@ -135,7 +135,7 @@ def merge_checkpoints(
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(_opened(folder)) for folder in sources]
         _check_same(checkpoints)
-        with _new_folder(target) as part:
+        with replaced_folder(target) as part:
             _copy_files(sources[0], part)
             _write_card(part, sources, shares)
             _write_weights(checkpoints, shares, part, update or (lambda _: None))
@@ -243,18 +243,6 @@ def _check_tokens(first: Path, other: Path) -> None:
     left, right = _json(first / "tokenizer.json"), _json(other / "tokenizer.json")
     if any(left.get("model", {}).get(part) != right.get("model", {}).get(part) for part in ("vocab", "merges")):
         raise ValueError(f"{first} and {other} have different tokens, so the rows of their tables do not correspond")
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end, and is removed if there is an exception."""
-    part = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _copy_files(source: Path, part: Path) -> None:

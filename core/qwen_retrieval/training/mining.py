@@ -11,7 +11,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +19,12 @@ import torch
 from qwen_retrieval.types import FloatArray
 
 from .data import Example
+from .filtering import TextEmbedder
 
 QUERY_BLOCK, DOCUMENT_BLOCK = 512, 32_768
 """Similarities in memory at a time: 64 MB."""
 
 Update = Callable[[int], None]
-
-
-class MiningEmbedder(Protocol):
-    """What mining needs of an embedder; `Embedder` is one."""
-
-    def embed_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> FloatArray:
-        """(n, d) vectors of unit length."""
-
-    def embed_documents(self, documents: Sequence[str]) -> FloatArray:
-        """(n, d) vectors of unit length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +63,7 @@ class MiningSettings:
 
 
 def mine_negatives(
-    embedder: MiningEmbedder,
+    embedder: TextEmbedder,
     examples: Sequence[Example],
     corpus: Iterable[str],
     settings: MiningSettings | None = None,
@@ -130,7 +120,7 @@ def _key(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _embed_queries(embedder: MiningEmbedder, examples: Sequence[Example]) -> FloatArray:
+def _embed_queries(embedder: TextEmbedder, examples: Sequence[Example]) -> FloatArray:
     """(n, d), each query with the instruction of its example."""
     places: dict[str | None, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):

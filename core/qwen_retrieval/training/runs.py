@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -90,8 +91,10 @@ def run(
 
 def _check_output(trained: Trained) -> None:
     target = trained.output
+    if not target.name:
+        raise ValueError(f"output must be the name of a new folder, but got {str(target)!r}")
     if target.exists() and not trained.state.is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(17, "already exists, and no interrupted run belongs to it", str(target))
+        raise FileExistsError(errno.EEXIST, "already exists, and no interrupted run belongs to it", str(target))
 
 
 def _write(

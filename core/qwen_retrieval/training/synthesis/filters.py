@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from qwen_retrieval.errors import needs_extra
-from qwen_retrieval.training.filtering import THRESHOLD, FilteredPairs, filter_positives
+from qwen_retrieval.training.filtering import THRESHOLD, FilteredPairs, TextEmbedder, filter_positives
 from qwen_retrieval.types import FloatArray
-
-from .personas import TextEmbedder
 
 IsLanguage = Callable[[str, str], bool]
 """Whether a text, given first, may be in the language of the English name given second."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from qwen_retrieval.errors import EndpointError
+from qwen_retrieval.training.filtering import TextEmbedder
 
 from .chat import Chat, Message, RefusedError
 from .journal import Journal, journal_key
-from .personas import TextEmbedder, drawn_personas, nearest_personas
+from .personas import drawn_personas, nearest_personas
 from .prompts import (
     VERSION,
     Configuration,

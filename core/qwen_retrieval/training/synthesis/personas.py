@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from qwen_retrieval.types import FloatArray
+from qwen_retrieval.training.filtering import TextEmbedder
 
 CANDIDATES = 5
 """How many personas the first prompt offers: arXiv 2506.05176, appendix A.1."""
@@ -17,16 +16,6 @@ INSTRUCTION = "Given a passage, retrieve the people who are likely to be interes
 """What the documents are embedded for. The report does not say with which model or instruction it retrieves; ours."""
 
 _CHUNK = 256  # documents at a time: their scores against 200,000 personas take 200 MB
-
-
-class TextEmbedder(Protocol):
-    """What synthesis needs of an embedder; `Embedder` is one."""
-
-    def embed_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> FloatArray:
-        """(n, d) vectors of unit length."""
-
-    def embed_documents(self, documents: Sequence[str]) -> FloatArray:
-        """(n, d) vectors of unit length."""
 
 
 def nearest_personas(

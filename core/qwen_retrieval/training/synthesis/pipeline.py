@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qwen_retrieval.templates import check_texts
+from qwen_retrieval.training.filtering import TextEmbedder
 
 from .chat import Chat, Usage
 from .filters import FilterSettings, Pair, filter_pairs
 from .generation import Generator, Outcome
 from .journal import Journal
-from .personas import TextEmbedder
 from .tasks import Document, SynthesisSettings, Task, distinct, plan_tasks
 
 
