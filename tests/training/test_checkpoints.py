@@ -111,7 +111,8 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").touch()
-    rename, renamed = os.replace, []
+    rename = os.replace
+    renamed: list[Path] = []
 
     def fail_once(source: Path, destination: Path) -> None:
         if destination == target and not renamed:
