@@ -74,9 +74,15 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path: Path, bad: str, reason: 
         ExampleFile(path)
 
 
-def test_how_a_line_was_made_is_passed_over(tmp_path: Path) -> None:
-    path = written(tmp_path / "data.jsonl", line("q", meta={"document": "d1"}))
-    assert list(read_examples(path)) == [Example("q", "answer to q")]
+def test_how_a_line_was_made_is_kept(tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", line("q", meta={"document": "d1", "half": "\ud800"}, task="t"))
+    (example,) = read_examples(path)
+    assert example == Example("q", "answer to q", task="t", meta={"document": "d1", "half": "\ud800"})
+    assert hash(example) == hash(Example("q", "answer to q", task="t"))
+    handle = io.BytesIO()
+    write_examples([example], handle)
+    assert list(json.loads(handle.getvalue())) == ["query", "positive", "task", "meta"]
+    assert list(read_examples(written(path, handle.getvalue().decode()))) == [example]
 
 
 def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_retrieval.cli import app
 from qwen_retrieval.training import mining
-from qwen_retrieval.training.data import Example, read_examples
+from qwen_retrieval.training.data import Example, parse_example, read_examples
 from qwen_retrieval.training.mining import MiningSettings, exact_top, mine_negatives
 from qwen_retrieval.types import FloatArray
-from tests.command import run
+from tests.command import RUNNER, fails, run
 
 
 class AngleEmbedder:
@@ -121,25 +122,51 @@ def test_settings_out_of_range_are_refused(options: dict[str, float]) -> None:
         MiningSettings(**options)  # type: ignore[arg-type]
 
 
-def test_the_command_writes_training_data(tmp_path: Path) -> None:
-    subjects = ["lists", "files", "dates", "threads", "sockets", "strings"]
-    lines = [{"query": f"sort {s}", "positive": f"How to sort {s} in Python."} for s in subjects]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    out = tmp_path / "mined.jsonl"
-    run(
-        "train",
-        "mine",
-        str(tmp_path / "pairs.jsonl"),
-        "-o",
-        str(out),
-        "--model",
-        "demo",
-        "--count",
-        "2",
-        "--ratio",
-        "1",
-    )
-    examples = list(read_examples(out))
-    assert [example.query for example in examples] == [line["query"] for line in lines]
+SUBJECTS = ["lists", "files", "dates", "threads", "sockets", "strings"]
+PAIRS = [
+    {"query": f"sort {s}", "positive": f"How to sort {s} in Python.", "meta": {"document": s, "words": 5}}
+    for s in SUBJECTS
+]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
+    return tmp_path / "pairs.jsonl"
+
+
+def mine(data: Path, output: str, *options: str) -> tuple[str, ...]:
+    return ("train", "mine", str(data), "-o", output, "--model", "demo", "--count", "2", "--ratio", "1", *options)
+
+
+def test_the_command_writes_training_data_with_all_that_was_there(pairs: Path, tmp_path: Path) -> None:
+    run(*mine(pairs, str(tmp_path / "mined.jsonl")))
+    examples = list(read_examples(tmp_path / "mined.jsonl"))
+    assert [example.query for example in examples] == [line["query"] for line in PAIRS]
+    assert [example.meta for example in examples] == [line["meta"] for line in PAIRS]
     assert any(example.negatives for example in examples)
     assert all(example.positive not in example.negatives for example in examples)
+
+
+def test_the_command_prints_training_data_where_it_is_asked_to(pairs: Path, tmp_path: Path) -> None:
+    run(*mine(pairs, str(tmp_path / "mined.jsonl")))
+    assert run(*mine(pairs, "-")) == (tmp_path / "mined.jsonl").read_text("utf-8")
+    assert not Path("-").exists()
+
+
+def test_the_command_says_how_many_examples_have_no_negatives(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text(f"{PAIRS[0]['positive']}\n", encoding="utf-8")
+    found = RUNNER.invoke(app, mine(pairs, "-", "--corpus", str(tmp_path / "corpus.txt")))
+    examples = [parse_example(line) for line in found.stdout.splitlines()]
+    without = sum(not example.negatives for example in examples)
+    assert not examples[0].negatives  # its positive is all there is
+    assert f"warning: {without} of 6 examples have no negatives" in found.stderr
+
+
+@pytest.mark.parametrize("empty", ["pairs.jsonl", "corpus.txt"])
+def test_the_command_says_which_file_is_empty(pairs: Path, tmp_path: Path, empty: str) -> None:
+    (tmp_path / "corpus.txt").write_text("A document.\n", encoding="utf-8")
+    (tmp_path / empty).write_text("", encoding="utf-8")
+    what = "examples" if empty == "pairs.jsonl" else "documents"
+    said = fails(*mine(pairs, "-", "--corpus", str(tmp_path / "corpus.txt")))
+    assert said == f"error: {tmp_path / empty} has no {what}"

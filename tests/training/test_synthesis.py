@@ -444,15 +444,18 @@ def test_the_command_writes_pairs_and_goes_on_from_its_journal(
     corpus.write_text("\n".join(lines))
     personas.write_text("\n".join(PERSONAS))
     options = ["--url", endpoint.url, "--model", "qwen3", "--personas", str(personas), "--embedder", "none"]
-    options += ["--no-check-language", "--api-key-variable", "MY_KEY", "--json", "--request", '{"temperature": 0.5}']
-    counts = json.loads(run("synthesize", str(corpus), "-o", str(output), *options))
+    options += ["--no-check-language", "--api-key-variable", "MY_KEY", "--request", '{"temperature": 0.5}']
+    counts = json.loads(run("synthesize", str(corpus), "-o", str(output), "--json", *options))
     assert (counts["kept"], counts["usage"]["requests"]) == (6, 12)
     assert endpoint.keys == [f"Bearer {KEY}"] * 12
     assert {body["temperature"] for body in endpoint.asked} == {0.5}
     pairs = [json.loads(line) for line in output.read_text().splitlines()]
     assert [pair["meta"]["document"] for pair in pairs] == [document.id for document in DOCUMENTS]
-    counts = json.loads(run("synthesize", str(corpus), "-o", str(output), *options))
+    counts = json.loads(run("synthesize", str(corpus), "-o", str(output), "--json", *options))
     assert (counts["recalled"], counts["usage"]["requests"]) == (12, 0)
+    printed = run("synthesize", str(corpus), "-o", "-", "--journal", f"{output}.journal", *options)
+    assert printed == output.read_text()
+    assert "--journal" in run("synthesize", str(corpus), "-o", "-", *options, code=2)
     assert not any(KEY in path.read_text() for path in tmp_path.iterdir())
 
 

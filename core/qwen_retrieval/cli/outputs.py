@@ -1,4 +1,4 @@
-"""Output files of vectors, written beside their target and put in place only when they are complete."""
+"""Output files, written beside their target and put in place only when they are complete."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen_retrieval.types import FloatArray
 
 SUFFIXES = (".npy", ".jsonl", ".parquet")
+STANDARD_OUTPUT = "-"
 
 
 class Writer(Protocol):
@@ -39,7 +40,7 @@ def check_target(path: str) -> None:
     Args:
         path: The output file, or ``-`` for JSON lines on standard output.
     """
-    if path == "-":
+    if path == STANDARD_OUTPUT:
         return
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
@@ -66,7 +67,7 @@ def open_writer(path: str, dimensions: int, vector_field: str) -> Iterator[Write
         dimensions: Length of the vectors.
         vector_field: Name of the vector among the fields of a JSON line or Parquet row.
     """
-    if path == "-":
+    if path == STANDARD_OUTPUT:
         yield JsonlWriter(sys.stdout.buffer, vector_field)
         return
     with atomic_file(path) as handle:
@@ -76,6 +77,22 @@ def open_writer(path: str, dimensions: int, vector_field: str) -> Iterator[Write
             writer.finish()
         finally:
             writer.close()
+
+
+def check_lines_target(path: str) -> None:
+    """The same for JSON lines alone: a file of any name, or ``-``."""
+    if path != STANDARD_OUTPUT:
+        check_place(Path(path))
+
+
+@contextmanager
+def open_lines(path: str) -> Iterator[BinaryIO]:
+    """Standard output for ``-``, else a file as of `atomic_file`."""
+    if path == STANDARD_OUTPUT:
+        yield sys.stdout.buffer
+        return
+    with atomic_file(path) as handle:
+        yield handle
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import typer
 
 from . import display, guard
 from .options import SMALLEST, Field, Format, InputFormat, LoadOptions, load_embedder
-from .outputs import atomic_file
+from .outputs import STANDARD_OUTPUT, check_lines_target, open_lines
 from .records import Record, json_line, open_records
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class FilterOptions:
 
 def synthesize(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Documents, as JSON lines or text lines.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file for the pairs, JSON lines.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A file for the pairs, JSON lines; - for stdout.")],
     url: Annotated[str, typer.Option(help="An OpenAI-compatible endpoint, as in http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="What the endpoint calls the language model.")],
     personas: Annotated[str, typer.Option(help="Who might ask: JSON lines with the field persona, or text lines.")],
@@ -129,16 +129,19 @@ def synthesize(
     from qwen_retrieval.training.synthesis import Chat, Journal, environment_key
     from qwen_retrieval.training.synthesis import synthesize as run
 
+    if output == STANDARD_OUTPUT and (journal is None or as_json):
+        raise typer.BadParameter("--output - needs a file for --journal, and excludes --json, which is printed too")
+    check_lines_target(output)
     chat = Chat(url, model, environment_key(api_key_variable), _request(request))
     documents = _documents(corpus, field, input_format)
     people = [record.text for record in _records(personas, "persona", InputFormat.auto)]
     settings, chosen = ask.settings(), filters.settings(ask)
     total = len(documents) * settings.queries_per_document
-    path = journal or output.with_name(output.name + JOURNAL_SUFFIX)
+    path = journal or Path(output + JOURNAL_SUFFIX)
     with (
         nullcontext() if embedder == NONE else load_embedder(embedder, load) as loaded,
         Journal(path) as answers,
-        atomic_file(str(output)) as handle,
+        open_lines(output) as handle,
         display.progress("asking", min(total, (settings.limit or total) * settings.queries_per_document)) as update,
     ):
         pairs, report = run(

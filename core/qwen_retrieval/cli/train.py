@@ -12,7 +12,7 @@ import typer
 
 from . import display, guard
 from .options import MODEL_HELP, SMALLEST, InputFormat, Instruction, LoadOptions, load_embedder
-from .outputs import atomic_file
+from .outputs import STANDARD_OUTPUT, check_lines_target, open_lines
 from .records import open_records
 
 if TYPE_CHECKING:
@@ -195,7 +195,9 @@ class _Reports:
 
 def mine(
     data: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .jsonl file for the same data with negatives.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="A .jsonl file for the same data with negatives, or - for stdout.")
+    ],
     corpus: Annotated[
         str | None, typer.Option(help="JSON lines or text lines to find negatives in; the positives by default.")
     ] = None,
@@ -214,24 +216,34 @@ def mine(
     from qwen_retrieval.training.mining import MiningSettings, mine_negatives
 
     settings = MiningSettings(count=count, first=first, last=last, ratio=ratio, seed=seed)
+    check_lines_target(output)
     examples = list(read_examples(data))
+    if not examples:
+        raise ValueError(f"{data} has no examples")
     documents = [example.positive for example in examples] if corpus is None else _corpus(corpus, field)
-    with (
-        load_embedder(model, load) as embedder,
-        atomic_file(str(output)) as handle,
-        display.progress("mining", len(examples)) as update,
-    ):
-        write_examples(mine_negatives(embedder, examples, documents, settings, update=update), handle)
-    found = [len(example.negatives) for example in read_examples(output)]
-    display.note(
-        f"wrote {len(found):,} examples to {output}; {sum(found) / max(1, len(found)):.1f} negatives each on average, "
-        f"{found.count(0):,} have none"
-    )
+    with load_embedder(model, load) as embedder, display.progress("mining", len(examples)) as update:
+        mined = list(mine_negatives(embedder, examples, documents, settings, update=update))
+    with open_lines(output) as handle:
+        write_examples(mined, handle)
+    _tell_mined([len(example.negatives) for example in mined], output)
 
 
 def _corpus(path: str, field: str) -> list[str]:
     with open_records(path, field, InputFormat.auto) as source:
-        return [record.text for record in source.records]
+        texts = [record.text for record in source.records]
+    if not texts:
+        raise ValueError(f"{path} has no documents")
+    return texts
+
+
+def _tell_mined(found: list[int], output: str) -> None:
+    if none := found.count(0):
+        display.note(
+            f"warning: {none:,} of {len(found):,} examples have no negatives: give more documents with --corpus, or a "
+            "higher --ratio"
+        )
+    where = "standard output" if output == STANDARD_OUTPUT else output
+    display.note(f"wrote {len(found):,} examples to {where}, with {sum(found) / len(found):.1f} negatives on average")
 
 
 def merge(

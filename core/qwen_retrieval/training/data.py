@@ -1,9 +1,10 @@
 """Training data as JSON lines: a query, its positive, hard negatives; and the order in which they are trained on.
 
-    {"query": "…", "positive": "…", "negatives": ["…"], "instruction": "…", "task": "…"}
+    {"query": "…", "positive": "…", "negatives": ["…"], "instruction": "…", "task": "…", "meta": {…}}
 
-Only the first two are needed. A file is read once from end to end, so that a bad line is known before hours of
-training, and then line by line as batches need them: what is in memory is two numbers for each line.
+Only the first two are needed, and the last is not trained on. A file is read once from end to end, so that a bad line
+is known before hours of training, and then line by line as batches need them: what is in memory is two numbers for each
+line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +22,8 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-FIELDS = ("query", "positive", "negatives", "instruction", "task")
-NOT_READ = "meta"
-"""Where `synthesis` notes how a line was made."""
+FIELDS = ("query", "positive", "negatives", "instruction", "task", "meta")
+"""What a line may have, in the order in which it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Example:
         instruction: The task in one sentence; None for the default of the training.
         task: Name of the task or source. Batches hold examples of one task; those without are told apart by their
             instruction.
+        meta: How the line was made, as `synthesis` notes it: any JSON value. It is kept, and not trained on.
     """
 
     query: str
@@ -44,6 +45,7 @@ class Example:
     negatives: tuple[str, ...] = ()
     instruction: str | None = None
     task: str | None = None
+    meta: Any = field(default=None, hash=False)
 
 
 def parse_example(line: str | bytes) -> Example:
@@ -58,7 +60,7 @@ def parse_example(line: str | bytes) -> Example:
         raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"must be an object, but is {type(fields).__name__}")
-    if unknown := [name for name in fields if name not in (*FIELDS, NOT_READ)]:
+    if unknown := [name for name in fields if name not in FIELDS]:
         raise ValueError(f"has the field {unknown[0]!r}, but the fields are {', '.join(FIELDS)}")
     negatives = [] if fields.get("negatives") is None else fields["negatives"]
     if not isinstance(negatives, list):
@@ -69,6 +71,7 @@ def parse_example(line: str | bytes) -> Example:
         negatives=tuple(_text(f"negatives[{i}]", text) for i, text in enumerate(negatives)),
         instruction=_optional("instruction", fields.get("instruction")),
         task=_optional("task", fields.get("task")),
+        meta=fields.get("meta"),
     )
 
 
@@ -110,7 +113,7 @@ def write_examples(examples: Iterable[Example], handle: BinaryIO) -> int:
     for example in examples:
         values = {name: getattr(example, name) for name in FIELDS}
         kept = {name: value for name, value in values.items() if value not in (None, ())}
-        handle.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+        handle.write(json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         count += 1
     return count
 
