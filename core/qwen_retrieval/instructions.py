@@ -8,10 +8,12 @@ evaluation, and stay.
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Literal
@@ -127,8 +129,44 @@ def task_instruction(task: str) -> TaskInstruction:
     return TaskInstruction(entry, "" if is_retrieval else entry)
 
 
+def is_known(name: str) -> bool:
+    """Whether `name` is that of a preset or a task."""
+    return name in PRESETS or name in _table()
+
+
+_WORD = re.compile("[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+
+
+def looks_like_a_name(text: str) -> bool:
+    """Whether `text` is written as names are: one word of ASCII letters, digits, ``_``, ``-`` and inner dots."""
+    return _WORD.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=256)
+def similar_names(word: str) -> tuple[str, ...]:
+    """Known names that `word` may be meant for, at most three, the most similar first; letter case does not matter.
+
+    Similar from a ratio of 0.8 on (`difflib.SequenceMatcher.ratio`): one wrong letter of five, or one missing of three.
+    """
+    names = {name.casefold(): name for name in (*PRESETS, *_table())}
+    return tuple(names[name] for name in difflib.get_close_matches(word.casefold(), names, cutoff=0.8))
+
+
+def unknown_name(word: str) -> str:
+    """Why `word` is refused, and what there is instead, for error messages."""
+    meant = " or ".join(map(repr, similar_names(word)))
+    return (
+        f"{word!r} is neither a preset nor a task{f'; did you mean {meant}?' if meant else '.'} "
+        f"The presets are {', '.join(PRESETS)}, and the tasks are in instructions.tasks(). "
+        "An instruction of your own is a sentence; one of a single word ends with a full stop"
+    )
+
+
 def resolve_instruction(instruction: str) -> str:
     """The sentence behind a name.
+
+    A word that can only be meant as a name is refused: one with ``_`` in it, or much like a known name. Other words
+    are taken as they are, because a fine-tuned model may have been trained with one.
 
     Args:
         instruction: A name in `PRESETS`, a task of the evaluation table (its query side), or any other text.
@@ -138,15 +176,19 @@ def resolve_instruction(instruction: str) -> str:
 
     Raises:
         TypeError: `instruction` is not a string.
-        ValueError: It is a whole template, such as other libraries want to have.
+        ValueError: It is a misspelt name, or a whole template, such as other libraries want to have.
     """
     if not isinstance(instruction, str):
         raise TypeError(f"instruction must be a string, but got {type(instruction).__name__}")
     if instruction in PRESETS:
         return PRESETS[instruction]
+    if instruction in _table():
+        return task_instruction(instruction).query
     if instruction.startswith("Instruct:"):
         raise ValueError(
             'instruction must be the sentence alone, but got one that begins with "Instruct:"; the template around it '
             "is added here"
         )
-    return task_instruction(instruction).query if instruction in _table() else instruction
+    if looks_like_a_name(instruction) and ("_" in instruction or similar_names(instruction)):
+        raise ValueError(f"instruction {unknown_name(instruction)}")
+    return instruction

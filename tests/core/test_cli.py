@@ -485,6 +485,22 @@ def test_explain_shows_a_query_with_an_instruction_by_name(folders: Path) -> Non
     assert "Instruct: Given a question about coding, retrieval code" in run(*arguments)
 
 
+@pytest.mark.parametrize("word", ["code_serch", "Translate"])
+def test_a_word_that_names_no_instruction_is_refused_before_a_model_is_loaded(word: str, loads: Loads) -> None:
+    commands = (
+        ("embed", "-o", "-"),
+        ("rerank", "-q", "x"),
+        ("search", "x", "--folder", "."),
+        ("explain", "--query", "x"),
+        ("train", "embedder", "data.jsonl", "-o", "out"),
+        ("synthesize", "c", "-o", "p", "--url", "http://localhost", "--model", "m", "--personas", "p"),
+    )
+    for command in commands:
+        said = " ".join(run(*command, "--instruction", word, code=2).replace("│", " ").split())  # typer draws a box
+        assert "is neither a preset nor a task" in said
+    assert loads.asked == []
+
+
 def test_explain_shows_a_document_without_an_instruction(folders: Path) -> None:
     printed = json.loads(run("explain", "--model", str(folders / "embedding"), "--document", "copy a file", "--json"))
     assert printed["text"] == "copy a file<|endoftext|>"

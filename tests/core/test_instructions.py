@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from qwen_retrieval.instructions import PRESETS, TaskInstruction, resolve_instruction, task_instruction, tasks
+from qwen_retrieval.instructions import (
+    PRESETS,
+    TaskInstruction,
+    looks_like_a_name,
+    resolve_instruction,
+    task_instruction,
+    tasks,
+)
 from qwen_retrieval.specs import QWEN3_EMBEDDING, QWEN3_RERANKER
 
 
@@ -32,10 +39,32 @@ def test_a_task_resolves_to_its_query_instruction() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Find the recipe", " web_search", "WEB_SEARCH", "", "  ", "scifact", "找到相关的文档"]
+    "text", ["Find the recipe", "web_search.", " web_search", "", "  ", "Translate", "x", "找到相关的文档"]
 )
 def test_any_other_text_is_returned_unchanged(text: str) -> None:
     assert resolve_instruction(text) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("code_serch", "did you mean 'code_search'?"),
+        ("CodeSearch", "did you mean 'code_search'?"),
+        ("SciFct", "did you mean 'SciFact'"),
+        ("Medical", "did you mean 'medical'?"),
+        ("None", "did you mean 'none'?"),
+        ("legal_search", "nor a task. The presets are web_search, "),
+    ],
+)
+def test_a_word_that_can_only_be_a_misspelt_name_is_refused(word: str, meant: str) -> None:
+    with pytest.raises(ValueError, match="is neither a preset nor a task") as error:
+        resolve_instruction(word)
+    assert meant in str(error.value)
+
+
+def test_every_known_name_looks_like_one() -> None:
+    assert [name for name in (*PRESETS, *tasks()) if not looks_like_a_name(name)] == []
+    assert not any(map(looks_like_a_name, ["Find it", "Classify.", "", "検索", "-x"]))
 
 
 def test_none_as_a_name_means_no_instruction() -> None:

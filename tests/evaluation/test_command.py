@@ -86,6 +86,8 @@ def test_instructions_are_names_sentences_or_named_sentences(
         pytest.param(["--questions", "q.jsonl"], id="no corpus"),
         pytest.param(["commands", "--dimensions", "many"], id="no integer"),
         pytest.param(["commands", "--instruction", "none,none"], id="twice"),
+        pytest.param(["commands", "--instruction", "none,code_serch"], id="misspelt name"),
+        pytest.param(["commands", "--rerank-instruction", "Translate"], id="unknown name"),
         pytest.param(["commands", "--instruction", "default,none,mine=Find it."], id="names and a sentence"),
         pytest.param(["commands", "--instruction", "mine=Find it.,none"], id="a sentence and a name"),
     ],

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_retrieval.instructions import looks_like_a_name
 from qwen_retrieval.training.data import (
     Example,
     ExampleFile,
@@ -23,8 +24,9 @@ from qwen_retrieval.training.data import (
 )
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+sentences = texts.filter(lambda text: not looks_like_a_name(text))
 examples = st.builds(
-    Example, texts, texts, st.lists(texts, max_size=3).map(tuple), st.none() | texts, st.none() | texts
+    Example, texts, texts, st.lists(texts, max_size=3).map(tuple), st.none() | sentences, st.none() | texts
 )
 
 
@@ -65,6 +67,10 @@ def test_fields_without_a_value_are_not_written() -> None:
         ('{"query": "q", "positive": "d", "negatives": ["n", 1]}', "negatives[1] must be a text"),
         ('{"query": "q", "positive": "d", "negative": ["n"]}', "has the field 'negative', but the fields are query"),
         ('{"query": "q", "positive": "d", "instruction": 1}', "instruction must be a text, but is 1"),
+        (
+            '{"query": "q", "positive": "d", "instruction": "code_serch"}',
+            "instruction 'code_serch' is neither a",
+        ),
         ('{"query": "\\ud800", "positive": "d"}', "query contains half of a surrogate pair"),
     ],
 )

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from qwen_retrieval.instructions import PRESETS, tasks
+from qwen_retrieval.instructions import PRESETS, looks_like_a_name, tasks
 
 from . import display
-from .options import MODEL_HELP, SMALLEST, LoadOptions, load_embedder, load_reranker
+from .options import MODEL_HELP, SMALLEST, LoadOptions, check_instruction, load_embedder, load_reranker
 from .outputs import atomic_file, check_place
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def evaluate(
     model: Annotated[str, typer.Option(help=f"Embedding model. {MODEL_HELP}")] = SMALLEST,
     reranker: Annotated[str | None, typer.Option(help=f"Reranking model; by default none. {MODEL_HELP}")] = None,
     rerank_instruction: Annotated[
-        str | None, typer.Option(help="The reranker's instruction: a preset, a task name, or a sentence.")
+        str | None,
+        typer.Option(
+            help="The reranker's instruction: a preset, a task name, or a sentence.", callback=check_instruction
+        ),
     ] = None,
     dimensions: Annotated[
         str | None, typer.Option(help="Lengths of vectors, such as 1024,512,256.", rich_help_panel=SWEEP)
@@ -168,13 +171,16 @@ def parse_instructions(values: Sequence[str]) -> dict[str, str | None]:
         name is its own.
 
     Raises:
-        typer.BadParameter: A name occurs twice, or stands in one list with something that is none.
+        typer.BadParameter: A name is unknown, occurs twice, or stands in one list with something that is none.
     """
     special = {"none": "", "default": None}
     known = {*special, *PRESETS, *tasks()}
     named: dict[str, str | None] = {}
     for value in values:
         parts = [part.strip() for part in value.split(",")]
+        if all(map(looks_like_a_name, parts)):
+            for name in set(parts) - set(special):
+                check_instruction(name)
         if not known.issuperset(parts) and (parts[0] in known or parts[-1] in known):
             raise typer.BadParameter(f"--instruction {value!r} mixes names and a sentence; repeat --instruction for it")
         for part in parts if known.issuperset(parts) else [value.strip()]:

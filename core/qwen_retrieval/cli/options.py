@@ -16,8 +16,22 @@ SMALLEST = "0.6B"
 MODEL_HELP = "Hub id, local folder, a size (0.6B, 4B, 8B), or 'demo'."
 LOADING = "Model loading"
 
+
+def check_instruction(given: str | None) -> str | None:
+    """Refuse a word that is no known name: who types one means a name, and would get a plausible result without it."""
+    from qwen_retrieval.instructions import is_known, looks_like_a_name, unknown_name
+
+    if given is not None and looks_like_a_name(given) and not is_known(given):
+        raise typer.BadParameter(unknown_name(given))
+    return given
+
+
 Instruction = Annotated[
-    str | None, typer.Option(help="What the query is for: a preset (such as code_search), a task name, or a sentence.")
+    str | None,
+    typer.Option(
+        help="What the query is for: a preset (such as code_search), a task name, or a sentence.",
+        callback=check_instruction,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 InputFile = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines or text lines; - is standard input.")]

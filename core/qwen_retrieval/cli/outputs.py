@@ -80,7 +80,7 @@ def open_writer(path: str, dimensions: int, vector_field: str) -> Iterator[Write
 
 
 def check_lines_target(path: str) -> None:
-    """The same for JSON lines alone: a file of any name, or ``-``."""
+    """Refuse a file of JSON lines that cannot be made; ``-`` is standard output."""
     if path != STANDARD_OUTPUT:
         check_place(Path(path))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import display, guard
-from .options import SMALLEST, Field, Format, InputFormat, LoadOptions, load_embedder
+from .options import SMALLEST, Field, Format, InputFormat, LoadOptions, check_instruction, load_embedder
 from .outputs import STANDARD_OUTPUT, check_lines_target, open_lines
 from .records import Record, json_line, open_records
 
@@ -108,7 +108,8 @@ def synthesize(
     ] = "{}",
     journal: Annotated[Path | None, typer.Option(help="Keeps every answer.", show_default="OUTPUT.journal")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="What the queries are for; is written into the pairs.")
+        str | None,
+        typer.Option(help="What the queries are for; is written into the pairs.", callback=check_instruction),
     ] = None,
     embedder: Annotated[
         str, typer.Option(help="Finds personas, unlike pairs and near-duplicates: as --model elsewhere, or 'none'.")

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from qwen_retrieval.instructions import resolve_instruction
+
 Indices = npt.NDArray[np.int64]
 
 FIELDS = ("query", "positive", "negatives", "instruction", "task", "meta")
@@ -69,7 +71,7 @@ def parse_example(line: str | bytes) -> Example:
         query=_text("query", fields.get("query")),
         positive=_text("positive", fields.get("positive")),
         negatives=tuple(_text(f"negatives[{i}]", text) for i, text in enumerate(negatives)),
-        instruction=_optional("instruction", fields.get("instruction")),
+        instruction=_instruction(fields.get("instruction")),
         task=_optional("task", fields.get("task")),
         meta=fields.get("meta"),
     )
@@ -87,6 +89,14 @@ def _optional(name: str, value: Any) -> str | None:  # noqa: ANN401 - any JSON v
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a text, but is {value!r:.60}")
     return _whole(name, value)
+
+
+def _instruction(value: Any) -> str | None:  # noqa: ANN401 - any JSON value
+    """As it is; a misspelt name is known now, and not when its batch comes."""
+    instruction = _optional("instruction", value)
+    if instruction is not None:
+        resolve_instruction(instruction)
+    return instruction
 
 
 def _whole(name: str, value: str) -> str:
