@@ -36,7 +36,7 @@ def test_a_beir_folder_becomes_tables_and_advice(loads: Loads) -> None:
         row = next(line for line in printed.splitlines() if line.startswith(f"  {system.name}  "))
         assert row.removeprefix(f"  {system.name}").split()[:5] == [f"{mean:.4f}" for mean in system.means.values()]
     assert all(f"{advice.topic}: {advice.text}" in printed for advice in result.advice)
-    assert result.advice[0].topic == "storage"
+    assert [advice.topic for advice in result.advice][:2] == ["data", "storage"]
     assert loads.names == ["demo", "demo"]
     assert not list(Path().glob(".*"))  # no unfinished file
 
@@ -61,6 +61,9 @@ def test_notes_on_the_data_are_warnings() -> None:
         "warning: 1 queries without a relevant document were left out: '2'",
         "warning: 1 of 2 relevant documents are not in the corpus and count as not found: '7'",
     ]
+    said = [line for line in result.stdout.splitlines() if line.startswith(("data: ", "bm25: "))]
+    assert [line.split(":")[0] for line in said] == ["data", "data", "data", "bm25"]  # before what they qualify
+    assert said[0] == "data: 1 queries without a relevant document were left out: '2'"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,22 @@ def test_instructions_are_names_sentences_or_named_sentences(
 )
 def test_wrong_usage_has_its_own_exit_code(arguments: list[str], loads: Loads) -> None:
     run("evaluate", *arguments, code=2)
+    assert loads.asked == []
+
+
+@pytest.mark.parametrize("module", ["pytrec_eval", "bm25s", "Stemmer", "jinja2"])
+def test_what_is_not_installed_is_said_before_a_model_is_loaded(
+    module: str, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "qwen_retrieval.evaluation.report", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert 'pip install "qwen-retrieval[evaluate]"' in fails("evaluate", "commands", "--html", "report.html")
+    assert loads.asked == []
+
+
+def test_unknown_measures_and_stemmers_are_refused_before_a_model_is_loaded(loads: Loads) -> None:
+    assert fails("evaluate", "commands", "--metrics", "ndcg").startswith("error: a metric must be ndcg@k")
+    assert fails("evaluate", "commands", "--bm25-language", "klingon").startswith("error: language must be none or")
     assert loads.asked == []
 
 

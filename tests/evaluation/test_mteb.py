@@ -43,6 +43,7 @@ from qwen_retrieval.evaluation.mteb import (  # noqa: E402
 )
 from qwen_retrieval.evaluation.mteb.run import benchmark_tasks  # noqa: E402
 from qwen_retrieval.evaluation.published import BENCHMARKS  # noqa: E402
+from tests.command import Loads, fails  # noqa: E402
 from tests.evaluation import mteb_tasks as local  # noqa: E402
 
 TABLE: dict[str, Any] = json.loads(
@@ -526,6 +527,13 @@ def test_an_unknown_name_is_refused(embedder: Embedder) -> None:
         run_mteb(["SciFact", local.LocalRetrieval()], embedder)
     with pytest.raises(ValueError, match="top_k must be"):
         run_mteb(["SciFact"], embedder, top_k=0)
+
+
+def test_the_command_refuses_an_unknown_name_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = Loads()
+    monkeypatch.setattr(Embedder, "from_pretrained", fakes.embedder)
+    assert "but got 'MTEB-X'" in fails("evaluate", "--mteb", "MTEB-X", "--model", "demo")
+    assert fakes.asked == []
 
 
 def test_the_registry_describes_the_checkpoints_as_mteb_wants_it() -> None:

@@ -139,7 +139,7 @@ def test_bm25_is_named_where_it_is_enough(shift: float, system: str | None, word
     assert given["bm25"].text.startswith(words)
 
 
-def test_what_was_not_varied_gets_no_advice_and_the_data_says_what_it_can_show() -> None:
+def test_what_was_not_varied_gets_no_advice_and_the_data_first_says_what_it_can_show() -> None:
     given = advice(Sweep(bm25_language=None), {})
-    assert list(given) == ["reranking", "data"]
+    assert list(given) == ["data", "reranking"]
     assert given["data"].text.startswith("With 200 queries, differences below about 0.0")

@@ -75,6 +75,17 @@ def test_the_headline_names_what_the_advice_recommends(gains: dict[str, float], 
     assert words(parse(result).find(".//h1")) == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("gains", "second"), [({}, "Storage"), ({"BM25": 0.2}, "Beside BM25")], ids=str)
+def test_what_the_data_can_show_stands_before_the_advice(gains: dict[str, float], second: str) -> None:
+    result = made.evaluation(ALL, reranker=True, gains=gains)
+    page = parse(replace(result, data=replace(result.data, notes=("2 queries were left out: 'a', 'b'",))))
+    terms = [words(term) for term in page.findall(".//dl[@class='advice']/dt")]
+    assert terms[:2] == ["What these queries can show", second]
+    header = page.find(".//header")
+    assert header is not None
+    assert "Note on the data: 2 queries were left out: 'a', 'b'." in words(header)
+
+
 def test_what_was_not_measured_together_is_said() -> None:
     together = "Each of these was measured by itself, as a change of embedder 64; all together they were not measured."
     assert caveat(made.evaluation(ALL, reranker=True, gains={"embedder 64, first 10 reranked": 0.1})) == together

@@ -17,7 +17,7 @@ from qwen_retrieval.testing import (
     fake_embedding_spec,
     fake_reranking_spec,
 )
-from tests.command import run
+from tests.command import Loads, run
 
 
 def _embedder() -> Embedder:
@@ -47,9 +47,12 @@ def test_the_first_use_says_what_to_install(use: Callable[[], object], monkeypat
 
 
 def test_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = Loads()
+    monkeypatch.setattr(Embedder, "from_pretrained", fakes.embedder)
     monkeypatch.setitem(sys.modules, "mteb", None)
     found = run("evaluate", "--mteb", "MTEB-R", "--model", "demo", code=1)
     assert 'pip install "qwen-retrieval[mteb]"' in " ".join(found.split())
+    assert fakes.asked == []
 
 
 def test_the_command_takes_the_data_of_mteb_or_your_own() -> None:

@@ -18,7 +18,7 @@ from .options import MODEL_HELP, SMALLEST, LoadOptions, check_instruction, load_
 from .outputs import atomic_file, check_place
 
 if TYPE_CHECKING:
-    from qwen_retrieval.evaluation import Evaluation, RetrievalDataset
+    from qwen_retrieval.evaluation import Evaluation, RetrievalDataset, Sweep
     from qwen_retrieval.evaluation.results import Quantization, System
 
 DATA, SWEEP, STATISTICS = "Test set", "What is varied", "Statistics"
@@ -138,6 +138,8 @@ def evaluate(
         rerank_depths=_values("--rerank-depth", rerank_depth, int),
         bm25_language=None if bm25_language == "off" else bm25_language,
     )
+    measures = _values("--metrics", metrics, str)
+    _check_measuring(dataset, measures, sweep, html=html_file is not None)
     with ExitStack() as stack:
         embedder = stack.enter_context(load_embedder(model, load))
         second = None
@@ -148,7 +150,7 @@ def evaluate(
             embedder=embedder,
             reranker=second,
             sweep=sweep,
-            metrics=_values("--metrics", metrics, str),
+            metrics=measures,
             baseline=baseline,
             ignore_identical_ids=ignore_identical_ids,
             cache=cache,
@@ -204,6 +206,18 @@ def _dataset(
     return read_questions(questions, corpus)
 
 
+def _check_measuring(dataset: RetrievalDataset, metrics: Sequence[str], sweep: Sweep, *, html: bool) -> None:
+    """Refuse unknown measures and stemmers, and say what is not installed, before a model is loaded."""
+    from qwen_retrieval.evaluation import Measures
+    from qwen_retrieval.evaluation.bm25 import BM25
+
+    Measures(dataset.qrels, metrics)
+    if sweep.bm25_language is not None:
+        BM25([], language=sweep.bm25_language)
+    if html:
+        import qwen_retrieval.evaluation.report  # noqa: F401
+
+
 def _values(option: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:
     try:
         return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
@@ -220,8 +234,11 @@ def _run_mteb(
 ) -> None:
     """The published evaluation, and its figures beside what came out."""
     from qwen_retrieval.evaluation.mteb import paper_embedder, paper_reranker, run_mteb
+    from qwen_retrieval.evaluation.mteb.run import benchmark_tasks
     from qwen_retrieval.evaluation.published import comparison_table
 
+    for name in names:  # unknown ones are refused before a model is loaded
+        benchmark_tasks(name)
     options = {name: value for name, value in load.keywords().items() if name in ("device", "dtype", "revision")}
     with ExitStack() as stack:
         embedder = stack.enter_context(paper_embedder(model, **options))
@@ -269,6 +286,8 @@ def _write(result: Evaluation, json_file: str | None) -> None:
         with atomic_file(json_file) as handle:
             handle.write(result.to_json().encode(errors="backslashreplace"))
     display.show(_quality(result), _differences(result))
+    for note in result.data.notes:
+        typer.echo(f"data: {display.snippet(note, 1000)}")
     for advice in result.advice:
         typer.echo(f"{advice.topic}: {display.snippet(advice.text, 1000)}")
 

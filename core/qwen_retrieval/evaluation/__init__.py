@@ -3,7 +3,7 @@
     >>> from qwen_retrieval.evaluation import Sweep, evaluate, read_questions
     >>> dataset = read_questions("questions.jsonl", "documents.jsonl")  # doctest: +SKIP
     >>> evaluation = evaluate(dataset, embedder=embedder, sweep=Sweep(dimensions=(1024, 256)))  # doctest: +SKIP
-    >>> print(evaluation.advice[0].text)  # doctest: +SKIP
+    >>> print([one.text for one in evaluation.advice])  # doctest: +SKIP
 
 Measuring needs the extra ``evaluate``, and `qwen_retrieval.evaluation.mteb` the extra ``mteb``; what is missing is said
 at the first use.

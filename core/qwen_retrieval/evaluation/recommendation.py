@@ -48,6 +48,7 @@ def advise(
 ) -> tuple[tuple[Advice, ...], tuple[Comparison, ...]]:
     """Recommend settings by these rules, "significant" meaning a corrected p-value below 0.05.
 
+    - data: how large a difference these queries can show; it comes first, because it qualifies the rest.
     - storage: of all dimensions and quantizations, the one with the fewest bytes in all that is neither significantly
       lower than the best nor more than 0.01 lower.
     - memory: the same by the bytes that are searched; only where it differs.
@@ -56,7 +57,6 @@ def advise(
     - reranking: the smallest depth that is significantly better than no reranking and at most 0.01 lower than the best
       depth; else not to rerank.
     - bm25: whether the base is significantly better than BM25.
-    - data: how large a difference these queries can show.
 
     Args:
         systems: All systems.
@@ -70,7 +70,7 @@ def advise(
     parts = [_storage(advisor), _instruction(advisor), _reranking(advisor), _bm25(advisor)]
     advice = [one for part, _ in parts for one in part]
     comparisons = tuple(one for _, compared in parts for one in compared)
-    return (*advice, *_data(advisor, table)), comparisons
+    return (*_data(advisor, table), *advice), comparisons
 
 
 def _storage(advisor: _Advisor) -> Result:
@@ -180,7 +180,8 @@ def _bm25(advisor: _Advisor) -> Result:
 def _data(advisor: _Advisor, table: Sequence[Comparison]) -> list[Advice]:
     count = len(advisor.base.values)
     if count < FEWEST:
-        text = f"With {count} queries no difference can be significant; take at least 50, better 200."
+        queries = "query" if count == 1 else "queries"
+        text = f"With {count} {queries} no difference can be significant; take at least 50, better 200."
         return [Advice("data", None, text)]
     widths = [(one.high - one.low) / 2 for one in table]
     if not widths:

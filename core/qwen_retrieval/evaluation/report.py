@@ -14,7 +14,7 @@ import numpy as np
 from qwen_retrieval.errors import needs_extra
 from qwen_retrieval.evaluation import figures, plots
 from qwen_retrieval.evaluation.examples import CHARACTERS
-from qwen_retrieval.evaluation.results import Comparison, Evaluation, Example, System
+from qwen_retrieval.evaluation.results import Advice, Comparison, Evaluation, Example, System
 from qwen_retrieval.evaluation.significance import ALPHA, bootstrap_interval
 
 with needs_extra("jinja2", "evaluate"):
@@ -109,7 +109,7 @@ def render_report(result: Evaluation) -> str:
         result=result,
         headline=headline(result),
         caveat=caveat(result),
-        advice=sorted(result.advice, key=lambda one: one.topic != "bm25") if _words_win(result) else result.advice,
+        advice=_in_order(result),
         rows=_rows(result, intervals),
         plots=[plot for plot in drawn if plot is not None],
         gains=gains,
@@ -151,6 +151,12 @@ def caveat(result: Evaluation) -> str:
     if len(advised - {None, base}) < 2 or _words_win(result):
         return ""
     return f"Each of these was measured by itself, as a change of {base}; all together they were not measured."
+
+
+def _in_order(result: Evaluation) -> list[Advice]:
+    """The advice, the data's first; that on BM25 next where it is the headline."""
+    first = ("data", "bm25") if _words_win(result) else ("data",)
+    return sorted(result.advice, key=lambda one: first.index(one.topic) if one.topic in first else len(first))
 
 
 def mean_intervals(result: Evaluation) -> dict[str, tuple[float, float]]:

@@ -214,9 +214,10 @@ def benchmark_tasks(name: str | AbsTask) -> tuple[str, list[AbsTask]]:
 
     Raises:
         ValueError: The name is unknown.
+        MissingDependencyError: mteb is not installed.
     """
-    import mteb
-
+    with needs_extra("mteb", "mteb"):
+        import mteb
     if not isinstance(name, str):
         return name.metadata.name, [name]
     whole = {table.mteb_name: table.name for table in BENCHMARKS.values() if not table.task_types}
