@@ -89,7 +89,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "installing qwen-retrieval, its extras and the test tools (a few minutes the first time)"
-	@$(INSTALL) -e '.[$(EXTRAS),ray,train]'
+	@$(INSTALL) -e '.[$(EXTRAS),ray,train,mteb]'
 	@touch $@ $(VENV)/.installed
 
 .venv-lowest/.installed: .venv-lowest/.created pyproject.toml constraints-lowest.txt

@@ -166,10 +166,10 @@ def test_the_adapters_satisfy_the_protocols_of_mteb(embedder: Embedder, reranker
 def test_the_embedder_passes_every_mock_task_of_mteb(embedder: Embedder) -> None:
     results = dict(mteb.mock_run(MtebEmbedder(embedder)).items())
 
-    ran = {name: result for name, result in results.items() if result is not None}
-    assert len(ran) >= 28
+    ran = {name: result for name, result in results.items() if result is not None}  # the others are no text
     failed = {name: result for name, result in ran.items() if hasattr(result, "exception")}
     assert {name: str(result) for name, result in failed.items() if not is_dependency_error(result)} == {}
+    assert len(ran) - len(failed) >= 28
 
 
 def test_the_reranker_passes_every_mock_task_that_has_candidates(reranker: Reranker) -> None:
