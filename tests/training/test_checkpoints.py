@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from qwen_retrieval import Embedder, Reranker
-from qwen_retrieval.training.checkpoints import Base, model_card, replaced_folder
+from qwen_retrieval.training.checkpoints import Base, copy_files, model_card, replaced_folder
 from qwen_retrieval.training.embedder import EmbedderSettings, train_embedder
 from qwen_retrieval.training.loop import History, LoopSettings
 from qwen_retrieval.training.reranker import train_reranker
@@ -103,6 +103,21 @@ def test_the_card_of_a_published_base_names_its_repository() -> None:
     card = model_card("embedding", "mine", base, "3 examples", {"seed": 0}, History(5, [1.0, 2.0], {0: 3.0}))
     assert "\nbase_model: Qwen/Qwen3-Embedding-0.6B\n" in card
     assert "2 of 5 steps. **It was interrupted" in card
+
+
+def test_configuration_tokenizer_and_modules_are_copied_and_no_weights_code_or_records(tmp_path: Path) -> None:
+    copied = {"config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "1_Pooling/config.json"}
+    left = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "modeling.py", "README.md",
+            "trainer_state.json", "1_Pooling/model.safetensors", "adapter/adapter_config.json"}  # fmt: skip
+    for name in copied | left:
+        (tmp_path / "base" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "base" / name).write_text(name)
+    (tmp_path / "base" / "2_Normalize").mkdir()
+    (tmp_path / "new").mkdir()
+    copy_files(tmp_path / "base", tmp_path / "new")
+    files = {path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert files == copied
+    assert (tmp_path / "new" / "2_Normalize").is_dir()
 
 
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(

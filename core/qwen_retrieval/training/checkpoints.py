@@ -30,24 +30,8 @@ LIBRARIES = ("qwen-retrieval", "torch", "transformers")
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPIED = (".json", ".txt", ".jinja")
-_OF_WEIGHTS = ("model.safetensors.index.json",)
+_NOT_COPIED = ("model.safetensors.index.json", "trainer_state.json", "all_results.json", "train_results.json")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-_POOLING = {
-    "word_embedding_dimension": 0,  # filled in
-    "pooling_mode_cls_token": False,
-    "pooling_mode_mean_tokens": False,
-    "pooling_mode_max_tokens": False,
-    "pooling_mode_mean_sqrt_len_tokens": False,
-    "pooling_mode_weightedmean_tokens": False,
-    "pooling_mode_lasttoken": True,
-    "include_prompt": True,
-}
-_MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +83,25 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             raise
 
 
+def copy_files(source: Path, part: Path) -> None:
+    """Copy configuration and tokenizer, and the modules of sentence-transformers.
+
+    Weights, pickles and code are not copied, nor records of the training that made the source.
+
+    Args:
+        source: The folder of a checkpoint.
+        part: The folder of the new one.
+    """
+    modules = [folder for folder in source.glob("[0-9]_*") if folder.is_dir()]
+    for folder in (source, *modules):
+        (part / folder.relative_to(source)).mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            if file.is_file() and file.suffix in _COPIED and file.name not in _NOT_COPIED:
+                shutil.copyfile(file, part / file.relative_to(source))
+
+
 def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> None:
-    """Write weights, configuration, tokenizer and card.
+    """Write weights, card, and what `copy_files` takes from the base.
 
     `config.json` is the base's own: what transformers 5 writes has the rotary base under a name that 4 does not read.
 
@@ -110,12 +111,10 @@ def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> Non
         base: Where configuration and tokenizer come from.
         card: The content of README.md.
     """
-    for file in base.folder.iterdir():
-        if file.is_file() and file.suffix in _COPIED and file.name not in _OF_WEIGHTS:
-            shutil.copyfile(file, part / file.name)
+    copy_files(base.folder, part)
     config, dtype = read_config(base.folder), base.dtype
     stored = {name: str(dtype).removeprefix("torch.") for name in ("dtype", "torch_dtype") if name in config}
-    _write(part / "config.json", config | stored)
+    write_json(part / "config.json", config | stored)
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # the token table itself
@@ -123,30 +122,8 @@ def write_checkpoint(part: Path, model: nn.Module, base: Base, card: str) -> Non
     (part / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_modules(part: Path, base: Base, hidden_size: int, query_prompt: str) -> None:
-    """Write what sentence-transformers needs to pool as the engine does.
-
-    Args:
-        part: The folder of the checkpoint.
-        base: Its own files are kept, but for the prompts.
-        hidden_size: Length of a vector.
-        query_prompt: What stands before a query.
-    """
-    for folder in base.folder.glob("[0-9]_*"):
-        if folder.is_dir():
-            shutil.copytree(folder, part / folder.name, ignore=lambda _, names: [n for n in names if ".json" not in n])
-    if not (part / "1_Pooling" / "config.json").is_file():
-        _write(part / "1_Pooling" / "config.json", _POOLING | {"word_embedding_dimension": hidden_size})
-    if not (part / "modules.json").is_file():
-        _write(part / "modules.json", _MODULES)
-    (part / "2_Normalize").mkdir(exist_ok=True)
-    config = part / "config_sentence_transformers.json"
-    before = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    prompts = {"query": query_prompt, "document": ""}
-    _write(config, {"similarity_fn_name": "cosine", "default_prompt_name": None} | before | {"prompts": prompts})
-
-
-def _write(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write a file for people and programs; its folder is made if it is not there."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -17,10 +17,10 @@ from qwen_retrieval.templates import EmbeddingTemplate, Encoded
 from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.types import TokenIds
 
-from .checkpoints import Base, write_modules
 from .data import Example, cut_by_tokens
 from .loop import History, LoopSettings, Report
 from .losses import DEFAULTS, InfoNCESettings, info_nce, matryoshka
+from .modules import write_embedding_modules
 from .runs import Trained, encode_by_instruction, find_base, run
 from .tuning import Qwen3Model, TuningSettings, compute_dtype, computing, load_model
 
@@ -218,10 +218,10 @@ def train_embedder(
         )
 
     trained = Trained("embedding", base, Path(data), Path(output), settings, loop, tuning)
-    return run(trained, objective, _modules(spec, base, instruction), report)
+    return run(trained, objective, _modules(spec, instruction), report)
 
 
-def _modules(spec: EmbeddingSpec, base: Base, instruction: str) -> Callable[[Path], None]:
+def _modules(spec: EmbeddingSpec, instruction: str) -> Callable[[Path], None]:
     template = spec.family.query_template if instruction.strip() else "{query}"
     prompt = template.format(instruction=instruction, query="")
-    return lambda part: write_modules(part, base, spec.hidden_size, prompt)
+    return lambda part: write_embedding_modules(part, spec.hidden_size, prompt)

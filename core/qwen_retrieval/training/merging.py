@@ -22,13 +22,11 @@ from torch import Tensor
 from qwen_retrieval.engine.weights import tensor_files
 from qwen_retrieval.errors import CorruptCheckpointError, ModelNotFoundError
 
-from .checkpoints import replaced_folder
+from .checkpoints import copy_files, replaced_folder
 
 BLOCK = 1 << 22
 """Numbers of a tensor whose double precision copies are in memory at a time."""
 
-_COPIED = (".json", ".txt", ".jinja")
-_NOT_COPIED = ("model.safetensors.index.json", "trainer_state.json", "all_results.json", "train_results.json")
 _NO_DIFFERENCE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 Update = Callable[[int], None]
@@ -136,7 +134,7 @@ def merge_checkpoints(
         checkpoints = [stack.enter_context(_opened(folder)) for folder in sources]
         _check_same(checkpoints)
         with replaced_folder(target) as part:
-            _copy_files(sources[0], part)
+            copy_files(sources[0], part)
             _write_card(part, sources, shares)
             _write_weights(checkpoints, shares, part, update or (lambda _: None))
     return target
@@ -243,17 +241,6 @@ def _check_tokens(first: Path, other: Path) -> None:
     left, right = _json(first / "tokenizer.json"), _json(other / "tokenizer.json")
     if any(left.get("model", {}).get(part) != right.get("model", {}).get(part) for part in ("vocab", "merges")):
         raise ValueError(f"{first} and {other} have different tokens, so the rows of their tables do not correspond")
-
-
-def _copy_files(source: Path, part: Path) -> None:
-    """Configuration and tokenizer, and the modules of sentence-transformers; no weights, no pickles, no code."""
-    modules = [folder for folder in source.iterdir() if folder.is_dir() and folder.name[:1].isdigit()]
-    for folder in (source, *modules):
-        for file in folder.iterdir():
-            if file.is_file() and file.suffix in _COPIED and file.name not in _NOT_COPIED:
-                place = part / file.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, place)
 
 
 def _write_card(part: Path, sources: Sequence[Path], shares: Sequence[float]) -> None:
