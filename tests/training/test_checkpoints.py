@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from qwen_retrieval import Embedder, Reranker
+from qwen_retrieval.hub import model_folder
+from qwen_retrieval.loading import read_config
+from qwen_retrieval.specs import QWEN3_RERANKER, RerankTemplate, match_reranking
+from qwen_retrieval.templates import RerankingTemplate
+from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.training.checkpoints import Base, copy_files, model_card, replaced_folder
 from qwen_retrieval.training.embedder import EmbedderSettings, train_embedder
 from qwen_retrieval.training.loop import History, LoopSettings
-from qwen_retrieval.training.reranker import train_reranker
+from qwen_retrieval.training.modules import chat_template, write_reranking_modules
+from qwen_retrieval.training.reranker import RerankerSettings, train_reranker
 from tests.reference import last_hidden_states, yes_no_log_odds
 
+DOCUMENTS = ["How to parse something, in words.", "sort a\n\nlist ", "x"]
 TEXTS = ["sort a list", "How to parse something, in words."]
 TASK = "Given a word, find its page"
 LOOP = LoopSettings(batch_size=10, learning_rate=1e-3, held_out=0.2)
@@ -36,7 +48,7 @@ def trained_embedder(tiny_embedder: Path, examples: Path, tmp_path_factory: pyte
 @pytest.fixture(scope="module")
 def trained_reranker(tiny_reranker: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "my-reranker"
-    train_reranker(str(tiny_reranker), examples, folder, loop=LOOP)
+    train_reranker(str(tiny_reranker), examples, folder, settings=RerankerSettings(instruction=TASK), loop=LOOP)
     return folder
 
 
@@ -72,6 +84,78 @@ def test_a_reranker_scores_as_transformers_does(trained_reranker: Path) -> None:
         want = yes_no_log_odds(model, inputs, yes_id=answers[0], no_id=answers[1])
         got = reranker.log_odds("sort it", TEXTS)
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def reranker(trained_reranker: Path) -> Iterator[Reranker]:
+    with Reranker.from_pretrained(str(trained_reranker), device="cpu", dtype="float32", instruction=TASK) as loaded:
+        yield loaded
+
+
+def cross_encoder(folder: Path) -> Any:
+    library = pytest.importorskip("sentence_transformers", reason="it comes with the extra train")
+    return library.CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+def predicted(model: Any, **options: Any) -> Any:
+    return model.predict([("sort it", text) for text in DOCUMENTS], show_progress_bar=False, **options)
+
+
+def test_sentence_transformers_gives_the_same_scores(trained_reranker: Path, reranker: Reranker) -> None:
+    model = cross_encoder(trained_reranker)
+    np.testing.assert_allclose(predicted(model), reranker.score("sort it", DOCUMENTS), atol=1e-6)
+    log_odds = predicted(model, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(log_odds, reranker.log_odds("sort it", DOCUMENTS), atol=5e-5)
+    told = predicted(model, activation_fn=torch.nn.Identity(), prompt="Find it")
+    np.testing.assert_allclose(told, reranker.log_odds("sort it", DOCUMENTS, instruction="Find it"), atol=5e-5)
+    assert np.abs(told - log_odds).max() > 1e-2  # the instruction counts
+
+
+def test_modules_of_the_base_are_kept_and_its_template_and_prompt_are_not(
+    trained_reranker: Path, reranker: Reranker, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained_reranker, tmp_path / "based")
+    changed: dict[str, dict[str, Any]] = {
+        "tokenizer_config.json": {"chat_template": "{{ messages[0].content }}"},  # of a chat model
+        "config_sentence_transformers.json": {"prompts": {"mine": "Other"}, "default_prompt_name": "mine"},
+        "1_LogitScore/config.json": {"true_token_id": 1},
+    }
+    for name, fields in changed.items():
+        content = json.loads((folder / name).read_text("utf-8"))
+        (folder / name).write_text(json.dumps(content | fields), "utf-8")
+    write_reranking_modules(folder, QWEN3_RERANKER.template("canonical"), TASK, yes_id=8, no_id=9)
+    assert json.loads((folder / "1_LogitScore" / "config.json").read_text("utf-8"))["true_token_id"] == 1
+    shutil.copy(trained_reranker / "1_LogitScore" / "config.json", folder / "1_LogitScore" / "config.json")
+    model = cross_encoder(folder)
+    assert model.prompts == {"mine": "Other"}
+    np.testing.assert_allclose(predicted(model), reranker.score("sort it", DOCUMENTS), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def templates() -> list[tuple[RerankTemplate, RerankingTemplate]]:
+    folder = model_folder("demo", "reranking")
+    tokenizer = HubTokenizer.from_folder(folder)
+    spec = match_reranking("demo", read_config(folder), tokenizer)
+    return [
+        (spec.family.template(name), RerankingTemplate(tokenizer, spec, template=name))
+        for name in ("canonical", "vllm", "jinja")
+    ]
+
+
+@settings(max_examples=20)
+@given(st.text(st.characters(codec="utf-8")))
+@example("say \"yes\" {{ x }} {% y %} #} \\n 'q' é 中 😀\r\n")
+def test_the_chat_template_writes_what_the_engine_reads(
+    templates: list[tuple[RerankTemplate, RerankingTemplate]], instruction: str
+) -> None:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # as transformers has it
+    query, document = "a {{ b }}\n", " c\n\n"
+    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    for parts, template in templates:
+        want = template.render_pair(query, document, instruction)
+        assert environment.from_string(chat_template(parts, instruction)).render(messages=messages) == want
+        system = [{"role": "system", "content": instruction}, *messages]
+        assert environment.from_string(chat_template(parts, "Other")).render(messages=system) == want
 
 
 @pytest.mark.parametrize("kind", ["embedder", "reranker"])

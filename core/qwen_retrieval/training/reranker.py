@@ -18,6 +18,7 @@ from qwen_retrieval.tokenizer import HubTokenizer
 from .data import Example, cut_by_tokens
 from .loop import History, LoopSettings, Report
 from .losses import AnswerSpace, last_logits, yes_no_loss
+from .modules import write_reranking_modules
 from .runs import Trained, encode_by_instruction, find_base, run
 from .tuning import Qwen3ForCausalLM, TuningSettings, compute_dtype, computing, load_model
 
@@ -123,8 +124,9 @@ def train_reranker(
     Args:
         model: As in `Reranker.from_pretrained`.
         data: JSON lines, with negatives; see `data`.
-        output: The new checkpoint, as `Reranker` and transformers load it; with LoRA, the adapters are merged into it,
-            and kept in its folder ``adapter``.
+        output: The new checkpoint, as `Reranker`, transformers and sentence-transformers (see
+            `modules.write_reranking_modules`) load it; with LoRA, the adapters are merged into it, and kept in its
+            folder ``adapter``.
         settings: What is particular to rerankers.
         loop: How any model is trained.
         tuning: Device, dtype, LoRA.
@@ -153,4 +155,9 @@ def train_reranker(
         return RerankerObjective(network, template, settings, instruction=instruction, dtype=compute_dtype(tuning))
 
     trained = Trained("reranking", base, Path(data), Path(output), settings, loop, tuning, needs_negatives=True)
-    return run(trained, objective, lambda _: None, report)
+
+    def finish(part: Path) -> None:
+        written = spec.family.template(settings.template)
+        write_reranking_modules(part, written, instruction, yes_id=template.yes_id, no_id=template.no_id)
+
+    return run(trained, objective, finish, report)
