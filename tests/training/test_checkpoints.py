@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jinja2
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import Qwen3ForCausalLM, Qwen3Model
@@ -142,7 +143,7 @@ def templates() -> list[tuple[RerankTemplate, RerankingTemplate]]:
     ]
 
 
-@settings(max_examples=20)
+@hypothesis.settings(max_examples=20)
 @given(st.text(st.characters(codec="utf-8")))
 @example("say \"yes\" {{ x }} {% y %} #} \\n 'q' é 中 😀\r\n")
 def test_the_chat_template_writes_what_the_engine_reads(
@@ -172,7 +173,8 @@ def test_names_shapes_and_dtypes_are_those_of_the_base(kind: str, request: pytes
 def test_the_card_says_what_was_done_and_not_where(trained_embedder: Path, tiny_embedder: Path) -> None:
     card = (trained_embedder / "README.md").read_text("utf-8")
     assert "# my-embedder" in card
-    assert "tiny-embedder, fine-tuned on 20 examples of data.jsonl" in card
+    assert "`tiny-embedder`, fine-tuned on 16 of the 20 examples of data.jsonl" in card
+    assert f'model = Embedder.from_pretrained("my-embedder", instruction="{TASK}")' in card
     assert "| loss.temperature | 0.05 |" in card
     assert f"| instruction | {TASK} |" in card
     assert re.search(r"\| 2 \| \d+\.\d{4} \|", card)
@@ -184,9 +186,33 @@ def test_the_card_says_what_was_done_and_not_where(trained_embedder: Path, tiny_
 
 def test_the_card_of_a_published_base_names_its_repository() -> None:
     base = Base("Qwen/Qwen3-Embedding-0.6B", Path("models--Qwen--Qwen3-Embedding-0.6B") / "snapshots" / "abc")
-    card = model_card("embedding", "mine", base, "3 examples", {"seed": 0}, History(5, [1.0, 2.0], {0: 3.0}))
+    options, settings = {"instruction": 'say "a|b"'}, {"instruction": "a|b", "lora": None, "dimensions": (64, 32)}
+    card = model_card("embedding", "mine", base, "3 examples", options, settings, History(1, [1.0]))
     assert "\nbase_model: Qwen/Qwen3-Embedding-0.6B\n" in card
-    assert "2 of 5 steps. **It was interrupted" in card
+    assert r'model = Embedder.from_pretrained("mine", instruction="say \"a|b\"")' in card
+    assert "| instruction | a\\|b |\n| lora | – |\n| dimensions | 64, 32 |\n" in card
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        (History(1, [2.0]), "It took 1 step.\nIts loss was 2.0000.\n"),
+        (History(3, [3.0, 2.0, 1.0]), "It took 3 steps.\nLoss of the first step: 3.0000; of the last: 1.0000.\n"),
+        (
+            History(300, [3.0] * 150 + [1.0] * 150),
+            "It took 300 steps.\nMean loss of the first 30 steps: 3.0000; of the last 30: 1.0000.\n",
+        ),
+        (
+            History(5, [1.0, 2.0]),
+            "**Interrupted after 2 of 5 steps: the learning rate had not come to its end.**\nLoss",
+        ),
+        (History(5, []), "**Interrupted after 0 of 5 steps: the learning rate had not come to its end.**\n\n| setting"),
+    ],
+    ids=["one", "few", "many", "interrupted", "none"],
+)
+def test_the_card_tells_the_losses_in_words(history: History, said: str) -> None:
+    card = model_card("reranking", "mine", Base("demo", Path("demo")), "3 examples", {}, {"seed": 0}, history)
+    assert f"\n## Training\n\n{said}" in card
 
 
 def test_configuration_tokenizer_and_modules_are_copied_and_no_weights_code_or_records(tmp_path: Path) -> None:

@@ -128,7 +128,15 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON val
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def model_card(kind: Kind, name: str, base: Base, data: str, settings: Mapping[str, Any], history: History) -> str:
+def model_card(
+    kind: Kind,
+    name: str,
+    base: Base,
+    data: str,
+    options: Mapping[str, str],
+    settings: Mapping[str, Any],
+    history: History,
+) -> str:
     """The README.md of a trained checkpoint; no path of this machine stands in it.
 
     Args:
@@ -136,17 +144,22 @@ def model_card(kind: Kind, name: str, base: Base, data: str, settings: Mapping[s
         name: Name of the model.
         base: Where it started.
         data: What it was trained on, in words.
+        options: What `from_pretrained` has to be given, so that inputs are written as in the training.
         settings: Everything that decided the result.
         history: What came of each step.
     """
-    front = {
-        "embedding": ("sentence-transformers", "feature-extraction", "Embedder"),
-        "reranking": ("transformers", "text-ranking", "Reranker"),
+    task, ours, theirs = {
+        "embedding": ("feature-extraction", "Embedder", "`SentenceTransformer`, with the instruction as a prompt"),
+        "reranking": ("text-ranking", "Reranker", "`CrossEncoder`, from 5.4 on, with the instruction in its template"),
     }[kind]
-    lines = ["---", f"library_name: {front[0]}", f"pipeline_tag: {front[1]}", "tags: [qwen-retrieval]"]
+    given = "".join(f", {key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items())
+    lines = ["---", "library_name: sentence-transformers", f"pipeline_tag: {task}", "tags: [qwen-retrieval]"]
     lines += [f"base_model: {base.name}"] if base.is_repository else []
-    lines += ["---", "", f"# {name}", "", f"{base.public_name}, fine-tuned on {data} with qwen-retrieval.", ""]
-    lines += [f"Load it with `qwen_retrieval.{front[2]}.from_pretrained`. The licence of the base model holds.", ""]
+    lines += ["---", "", f"# {name}", "", f"`{base.public_name}`, fine-tuned on {data} with qwen-retrieval.", ""]
+    lines += ["```python", f"from qwen_retrieval import {ours}", ""]
+    lines += [f"model = {ours}.from_pretrained({json.dumps(name, ensure_ascii=False)}{given})", "```", ""]
+    lines += [f"transformers loads it too, and sentence-transformers as {theirs}.", ""]
+    lines += ["The licence of the base model holds.", ""]
     lines += ["## Training", "", *_losses(history), "", "| setting | value |", "|---|---|"]
     lines += [f"| {key} | {_cell(value)} |" for key, value in settings.items()]
     lines += ["", "Versions: " + ", ".join(f"{library} {version(library)}" for library in LIBRARIES) + "."]
@@ -154,14 +167,18 @@ def model_card(kind: Kind, name: str, base: Base, data: str, settings: Mapping[s
 
 
 def _losses(history: History) -> list[str]:
-    stopped = "" if history.is_finished else " **It was interrupted: the learning rate had not come to its end.**"
-    lines = [f"{history.step:,} of {history.steps:,} steps.{stopped}"]
-    tenth = max(1, history.step // 10)
-    if history.losses:
-        first, last = history.losses[:tenth], history.losses[-tenth:]
-        lines.append(
-            f"Mean loss of the first {tenth:,} steps {sum(first) / tenth:.4f}, of the last {sum(last) / tenth:.4f}."
-        )
+    steps = f"{history.steps:,} {'step' if history.steps == 1 else 'steps'}"
+    lines = [f"It took {steps}."]
+    if not history.is_finished:
+        lines = [f"**Interrupted after {history.step:,} of {steps}: the learning rate had not come to its end.**"]
+    tenth = history.step // 10
+    if tenth > 1:
+        first, last = (sum(part) / tenth for part in (history.losses[:tenth], history.losses[-tenth:]))
+        lines.append(f"Mean loss of the first {tenth:,} steps: {first:.4f}; of the last {tenth:,}: {last:.4f}.")
+    elif history.step > 1:
+        lines.append(f"Loss of the first step: {history.losses[0]:.4f}; of the last: {history.losses[-1]:.4f}.")
+    elif history.losses:
+        lines.append(f"Its loss was {history.losses[0]:.4f}.")
     if history.held_out:
         lines += ["", "| steps | loss on held-out queries |", "|---|---|"]
         lines += [f"| {step:,} | {loss:.4f} |" for step, loss in _thinned(sorted(history.held_out.items()))]
@@ -176,4 +193,6 @@ def _thinned(rows: list[tuple[int, float]], most: int = 12) -> list[tuple[int, f
 
 
 def _cell(value: Any) -> str:  # noqa: ANN401 - any setting
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, value))
+    return "–" if value in (None, "") else str(value).replace("|", "\\|").replace("\n", " ")

@@ -217,7 +217,7 @@ def train_embedder(
             dtype=compute_dtype(tuning),
         )
 
-    trained = Trained("embedding", base, Path(data), Path(output), settings, loop, tuning)
+    trained = Trained("embedding", base, Path(data), Path(output), settings, loop, tuning, {"instruction": instruction})
     return run(trained, objective, _modules(spec, instruction), report)
 
 

@@ -154,7 +154,10 @@ def train_reranker(
         network = load_model(base.folder, Qwen3ForCausalLM, tuning, seed=loop.seed)
         return RerankerObjective(network, template, settings, instruction=instruction, dtype=compute_dtype(tuning))
 
-    trained = Trained("reranking", base, Path(data), Path(output), settings, loop, tuning, needs_negatives=True)
+    options = {"instruction": instruction, "template": settings.template}
+    trained = Trained(
+        "reranking", base, Path(data), Path(output), settings, loop, tuning, options, needs_negatives=True
+    )
 
     def finish(part: Path) -> None:
         written = spec.family.template(settings.template)

@@ -16,7 +16,7 @@ from qwen_retrieval.specs import resolve_model
 from qwen_retrieval.templates import Encoded
 
 from .checkpoints import Base, Kind, model_card, replaced_folder, write_checkpoint
-from .data import ExampleFile
+from .data import ExampleFile, hold_out
 from .loop import History, LoopSettings, Objective, Report, train
 from .tuning import TuningSettings, merged, save_adapters
 
@@ -26,7 +26,11 @@ _NO_INFLUENCE = ("evaluate_every", "save_every", "device", "gradient_checkpointi
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What is trained on what, and how."""
+    """What is trained on what, and how.
+
+    Attributes:
+        options: What `from_pretrained` has to be given, so that inputs are written as in the training.
+    """
 
     kind: Kind
     base: Base
@@ -35,6 +39,7 @@ class Trained:
     settings: Any  # a dataclass
     loop: LoopSettings
     tuning: TuningSettings
+    options: dict[str, str]
     needs_negatives: bool = False
 
     @property
@@ -104,8 +109,10 @@ def _write(
     history: History,
     finish: Callable[[Path], None],
 ) -> None:
-    data = f"{len(file):,} examples of {trained.data.name}"
-    card = model_card(trained.kind, trained.output.name, trained.base, data, trained.all_settings(), history)
+    chosen, _ = hold_out(file.queries, trained.loop.held_out, seed=trained.loop.seed)
+    data = f"{len(chosen):,} of the {len(file):,} examples of {trained.data.name}"
+    settings = trained.all_settings() | trained.options
+    card = model_card(trained.kind, trained.output.name, trained.base, data, trained.options, settings, history)
     with replaced_folder(trained.output) as part:
         if trained.tuning.lora:
             save_adapters(model, part / "adapter", trained.base.public_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ def _with_adapters(model: Any, settings: LoraSettings, seed: int) -> Any:  # noq
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)  # the adapters themselves are in float32
+        with warnings.catch_warnings():  # peft 0.21 asks transformers for an attribute by its former name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            return get_peft_model(model, config)  # the adapters themselves are in float32
 
 
 def compute_dtype(settings: TuningSettings) -> torch.dtype:
