@@ -22,7 +22,8 @@ from torch.nn.functional import linear as plain_linear
 
 from qwen_retrieval.batching import PackedBatch, pack
 from qwen_retrieval.engine import attention, decoder, int8, kernels, matrices
-from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
+from qwen_retrieval.engine.invariance import INVARIANT
+from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights, Matrix
 from qwen_retrieval.types import TokenIds
 
 CONFIG = DecoderConfig(
@@ -67,15 +68,15 @@ def one_layer(
     batch: PackedBatch,
     dtype: torch.dtype,
     limit: float = attention.PADDING_LIMIT,
-    with_kernels: kernels.Kernels | None = None,
+    strategy: decoder.Strategy | None = None,
 ) -> Callable[[], object]:
     """A decoder's layer on a batch, everything that is made once per batch made; `limit` is of attention's padding."""
     weights = DecoderWeights(torch.empty(0), [layer], torch.empty(0))
-    model = decoder.Decoder(weights, CONFIG, CPU, kernels=with_kernels)
+    model = decoder.Decoder(weights, CONFIG, CPU, strategy)
     table = kernels.rope_table(int(batch.positions.max()) + 1, 128, CONFIG.rope_theta, CPU)
     rope = kernels.Rope(table, torch.from_numpy(batch.positions))
     with mock.patch.object(attention, "PADDING_LIMIT", limit):
-        planned = attention.plan_attention(attention.Spans.of_segments(batch), CPU, dtype)
+        planned = model.strategy.plan(attention.Spans.of_segments(batch), CPU, dtype)
     hidden = torch.randn(batch.computed_tokens, CONFIG.hidden_size).to(dtype)
     return lambda: model._layer(layer, hidden.clone(), None, rope, planned)
 
@@ -86,24 +87,17 @@ class SlowHeads(kernels.CpuKernels):
     norm_rotate = kernels.EagerKernels.norm_rotate
 
 
-def slow_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`linear` of torch, whatever is faster."""
+def slow_linear(x: Tensor, weight: Matrix) -> Tensor:
+    """`linear` of torch, whatever is faster; of plain matrices only."""
+    assert isinstance(weight, Tensor)
     return plain_linear(x, weight.to(x.dtype))
 
 
-def with_slow_linear(function: Callable[[], object]) -> Callable[[], object]:
-    """`function` with torch's own products."""
-
-    def run() -> object:
-        with mock.patch.object(decoder, "linear", slow_linear):
-            return function()
-
-    return run
-
-
-def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The layer with and without `part`: one of its fast paths, or a candidate that it has not ("groups", "int8")."""
-    plain = random_layer(dtype)
+def contenders(
+    part: str, texts: list[TokenIds], dtype: torch.dtype
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The layer with and without `part`: one of its fast paths, or what it has not by default (the others)."""
+    plain, batch = random_layer(dtype), pack(texts)
     packed = replace(plain)
     matrices.pack_layers([packed, replace(plain)], dtype)  # the last one keeps a plain qkv
     fast = one_layer(packed, batch, dtype)
@@ -111,16 +105,19 @@ def contenders(part: str, batch: PackedBatch, dtype: torch.dtype) -> tuple[Calla
         quantized = replace(plain)
         int8.quantize_layer(quantized)
         return one_layer(quantized, batch, dtype), fast
+    if part == "invariant":
+        return one_layer(packed, pack(texts, share=False), dtype, strategy=INVARIANT), fast
     if part == "heads":
-        return fast, one_layer(packed, batch, dtype, with_kernels=SlowHeads())
+        return fast, one_layer(packed, batch, dtype, strategy=decoder.Strategy(SlowHeads()))
     if part == "groups":  # tried: attention in more groups, almost without padding
         return one_layer(packed, batch, dtype, limit=1.02), fast
-    without = with_slow_linear(one_layer(plain, batch, dtype))
+    without = one_layer(plain, batch, dtype, strategy=decoder.Strategy(kernels.CpuKernels(), multiply=slow_linear))
     if part == "linear":
         return fast, without
     if part == "unpacked":  # weights cast to float32 on each call, or sliced: no packing, but oneDNN
         return one_layer(plain, batch, dtype), without
-    return fast, with_slow_linear(one_layer(plain, batch, dtype, with_kernels=SlowHeads()))  # all
+    slow = decoder.Strategy(SlowHeads(), multiply=slow_linear)
+    return fast, one_layer(plain, batch, dtype, strategy=slow)  # all
 
 
 def compare(fast: Callable[[], object], slow: Callable[[], object], rounds: int, clock: Callable[[], float]) -> str:
@@ -140,7 +137,7 @@ def compare(fast: Callable[[], object], slow: Callable[[], object], rounds: int,
     )
 
 
-PARTS = ("heads", "groups", "linear", "unpacked", "all", "int8")
+PARTS = ("heads", "groups", "linear", "unpacked", "all", "int8", "invariant")
 
 
 @torch.inference_mode()
@@ -160,15 +157,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     workloads = [(f"documents, {n} asked for", inputs(n, 80 if n > 80 else n, 0)) for n in options.tokens]
-    workloads.append(("reranking 50 x 80", inputs(50 * 80 + PREFIX, 80, PREFIX)))
+    workloads += [(f"reranking {n} x 80", inputs(n * 80 + PREFIX, 80, PREFIX)) for n in (20, 50)]
     for part in options.parts:
         for name in options.dtype:
             dtype = getattr(torch, name)
             for title, texts in workloads:
-                batch = pack(texts)
                 torch.manual_seed(0)
-                found = compare(*contenders(part, batch, dtype), options.rounds, clock)
-                print(f"{part:9} {name:9} {title:25} {batch.computed_tokens:5,} tokens {found}", flush=True)
+                found = compare(*contenders(part, texts, dtype), options.rounds, clock)
+                print(f"{part:9} {name:9} {title:25} {pack(texts).computed_tokens:5,} tokens {found}", flush=True)
 
 
 if __name__ == "__main__":

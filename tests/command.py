@@ -19,7 +19,7 @@ from qwen_retrieval.testing import (
 )
 
 RUNNER = CliRunner()
-LOADING_ONLY = {"device", "dtype", "revision", "token", "cache_dir", "local_files_only"}
+LOADING_ONLY = {"device", "dtype", "batch_invariant", "revision", "token", "cache_dir", "local_files_only"}
 
 
 class Loads:

@@ -178,17 +178,19 @@ def plan(inputs: Sequence[TokenIds], max_batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def sharing_order(inputs: Sequence[TokenIds]) -> SharingOrder:
+def sharing_order(inputs: Sequence[TokenIds], *, share: bool = True) -> SharingOrder:
     """Sort inputs so that those that begin alike are neighbours.
 
     Args:
         inputs: n inputs of at least one token each.
+        share: Whether `pack` will compute shared beginnings once. If not, inputs stay as they are, at full cost.
 
     Raises:
         ValueError: An input has no tokens.
     """
-    if len(inputs) == 1 and inputs[0]:  # one query: nothing to sort, and somebody waits for it
-        return SharingOrder([0], [len(inputs[0])], [len(inputs[0])])
+    if (len(inputs) == 1 or not share) and all(inputs):  # nothing to sort; for one query somebody waits
+        lengths = list(map(len, inputs))
+        return SharingOrder(list(range(len(inputs))), lengths, list(accumulate(lengths)))
     table = _Table.of(inputs)
     # The deepest segment that holds both neighbours ends less than MIN_SHARED_TOKENS before they part: had they more
     # in common, `pack` would have put a deeper one below it. Neighbours that come in between share even more.
@@ -196,12 +198,13 @@ def sharing_order(inputs: Sequence[TokenIds]) -> SharingOrder:
     return SharingOrder(table.order.tolist(), table.lengths.tolist(), list(accumulate(costs.tolist())))
 
 
-def pack(batch: Sequence[TokenIds]) -> PackedBatch:
+def pack(batch: Sequence[TokenIds], *, share: bool = True) -> PackedBatch:
     """Lay out a batch so that every shared beginning of MIN_SHARED_TOKENS or more stands once.
 
     Args:
         batch: n inputs of at least one token each. The same input may stand there twice: it still gets a last
             token of its own, as `PackedBatch.last` needs; use `dedupe` to compute it once.
+        share: Whether shared beginnings stand once; if not, each input is a segment of its own.
 
     Returns:
         The packed batch; of no tokens for no inputs.
@@ -211,7 +214,8 @@ def pack(batch: Sequence[TokenIds]) -> PackedBatch:
     """
     table = _Table.of(batch)
     # All of these are (s,); `sources` are rows of the table.
-    sources, depths, lengths, parents = _forest(table.shared.tolist(), table.lengths.tolist())
+    shared = table.shared.tolist() if share else [0] * len(batch)
+    sources, depths, lengths, parents = _forest(shared, table.lengths.tolist())
     ends = np.cumsum(lengths)
     starts = ends - lengths
 

@@ -100,6 +100,7 @@ class Embedder(Model):
         show_progress: bool = False,
         device: str | Sequence[str] = "auto",
         dtype: str = "auto",
+        batch_invariant: bool = False,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -125,6 +126,12 @@ class Embedder(Model):
                 "float16", or matrices in 8 bits: "int8" (CPUs with AVX-512 VNNI) or "float8" (NVIDIA GPUs from Ada and
                 Hopper on), half the memory of bfloat16 and faster; vectors differ by more than rounding, so keep them
                 apart (`fingerprint` does).
+            batch_invariant: The same text gets the same vector to the last bit whatever shares its batch, which is
+                otherwise true up to rounding; slower where texts begin alike, because shared beginnings are computed
+                in each. On the CPU, in "float32" and "bfloat16", and between processes that have the same kind of
+                processor, versions of torch and this package, dtype and number of threads
+                (`torch.set_num_threads`, which is not to be changed while the model is in memory). Loading computes
+                a few inputs both ways on the machine, and fails where they differ.
             revision: Branch, tag or commit of the repository.
             token: Access token for a gated or private repository.
             cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -143,6 +150,7 @@ class Embedder(Model):
             local_files_only=local_files_only,
             device=device,
             dtype=dtype,
+            batch_invariant=batch_invariant,
             token=token,
         )
         loaded = load_embedding(config)

@@ -73,9 +73,9 @@ def embedding_fingerprint(
     """A name for what decides the vectors: two embedders with the same name give the same vectors, up to rounding.
 
     Use it as the namespace of a cache, of a record manager or of an index, so that a vector which was made otherwise
-    is never found again. Nothing is loaded and nobody is asked for it. Device and dtype, which decide the rounding, are
-    no part of it, so that machines can share what they keep; only "int8" and "float8" are, which change vectors by
-    more than that.
+    is never found again. Nothing is loaded and nobody is asked for it. Device, dtype and batch invariance, which decide
+    the rounding, are no part of it, so that machines can share what they keep; only "int8" and "float8" are, which
+    change vectors by more than that.
 
     Args:
         model: As in `Embedder.from_pretrained`. A folder is told by what is in it (of large weights by samples of every

@@ -41,6 +41,7 @@ class ModelOptions:
     show_progress: bool = False
     device: str | tuple[str, ...] = "auto"
     dtype: str = "auto"
+    batch_invariant: bool = False
     revision: str | None = None
     token: str | None = field(default=None, repr=False, compare=False)
     cache_dir: str | None = None

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from qwen_retrieval.engine.engine import PackedEngine as _TorchEngine
     from qwen_retrieval.engine.weights import DecoderConfig
 
+INVARIANT_DTYPES = ("float32", "bfloat16")
+"""Dtypes in which batch invariance was measured, on the CPU: see benchmarks/NOTES.md."""
+
 LANES = 2
 """Threads for each CUDA device: while one waits for its rows, the other gives the device its next batch."""
 
@@ -59,6 +62,7 @@ class LoadConfig:
         local_files_only: Never ask the hub; no part of the key, because a model in memory needs no hub.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; or several, each of which gets a copy of the weights.
         dtype: "auto", "float32", "bfloat16", "float16", "int8" or "float8".
+        batch_invariant: The same bits for an input whatever shares its batch; on the CPU, in `INVARIANT_DTYPES`.
         token: Access token; it opens a repository but does not change what is in it, so it is no part of the key, and
             it stands in no repr.
     """
@@ -70,6 +74,7 @@ class LoadConfig:
     local_files_only: bool = field(default=False, compare=False)
     device: str | Sequence[str] = "auto"
     dtype: str = "auto"
+    batch_invariant: bool = False
     token: str | None = field(default=None, repr=False, compare=False)
 
 
@@ -87,6 +92,7 @@ class LoadedModel(Generic[Spec]):
         dtype: What is computed in, such as "bfloat16"; "int8" or "float8" if matrices are multiplied in it.
         max_batch_tokens: Token budget of a batch that suits a device.
         release: Give the model back; the last one frees the memory. More calls do nothing.
+        batch_invariant: Whether an input has the same bits whatever shares its batch.
     """
 
     engines: tuple[Any, ...]
@@ -98,6 +104,7 @@ class LoadedModel(Generic[Spec]):
     dtype: str
     max_batch_tokens: int
     release: Callable[[], None]
+    batch_invariant: bool = False
 
     @property
     def engine(self) -> Any:  # noqa: ANN401 - of either kind
@@ -210,12 +217,27 @@ def _normalise(config: LoadConfig) -> LoadConfig:
     if not isinstance(config.model, str | os.PathLike):
         raise TypeError(f"model must be a string, but got {type(config.model).__name__}")
     model = resolve_model(os.fspath(config.model), config.kind)
-    return replace(
+    normalised = replace(
         config,
         model=str(local_folder(model) or model),
         device=tuple(map(str, devices)),
         dtype=dtype_name(dtypes.pop()),
     )
+    _refuse_unproven_invariance(normalised)
+    return normalised
+
+
+def _refuse_unproven_invariance(config: LoadConfig) -> None:
+    """Batch invariance is offered where it was measured.
+
+    Args:
+        config: Normalised.
+    """
+    if config.batch_invariant and not (set(config.device) == {"cpu"} and config.dtype in INVARIANT_DTYPES):
+        raise ValueError(
+            f"batch_invariant=True is offered on the CPU in {' and '.join(INVARIANT_DTYPES)}, but got {config.dtype} "
+            f'on {", ".join(config.device)}; pass device="cpu" and one of these dtypes, or batch_invariant=False'
+        )
 
 
 def _resolve_devices(device: str | Sequence[str]) -> list[torch.device]:
@@ -276,7 +298,9 @@ def _read_embedding(config: LoadConfig) -> LoadedModel[EmbeddingSpec]:
     texts = EmbeddingTemplate(tokenizer, spec).encode_documents(["", "Water boils at 100 degrees."])
 
     def load(device: str) -> tuple[_TorchEngine, Run]:
-        engine = torch_engine.load_embedding_engine(folder, shape, device, config.dtype)
+        engine = torch_engine.load_embedding_engine(
+            folder, shape, device, config.dtype, batch_invariant=config.batch_invariant
+        )
         return engine, engine.embed
 
     return _load_on_each(load, [text.ids for text in texts], tokenizer, spec, config)
@@ -295,7 +319,13 @@ def _read_reranking(config: LoadConfig) -> LoadedModel[RerankingSpec]:
 
     def load(device: str) -> tuple[_TorchEngine, Run]:
         engine = torch_engine.load_reranking_engine(
-            folder, shape, device, config.dtype, yes_id=template.yes_id, no_id=template.no_id
+            folder,
+            shape,
+            device,
+            config.dtype,
+            yes_id=template.yes_id,
+            no_id=template.no_id,
+            batch_invariant=config.batch_invariant,
         )
         return engine, engine.score
 
@@ -333,7 +363,12 @@ def _load_on_each(
     runs = [run for _, run in copies for _ in range(lanes)]
     return LoadedModel(
         engines=engines,
-        worker=Worker(*runs, name=config.model, turns=CPU_TURNS if engines[0].device.type == "cpu" else None),
+        worker=Worker(
+            *runs,
+            name=config.model,
+            turns=CPU_TURNS if engines[0].device.type == "cpu" else None,
+            share=not config.batch_invariant,
+        ),
         tokenizer=tokenizer,
         spec=spec,
         revision=config.revision,
@@ -341,6 +376,7 @@ def _load_on_each(
         dtype=config.dtype if config.dtype in QUANTIZED_DTYPES else dtype_name(engines[0].dtype),
         max_batch_tokens=min(default_batch_tokens(engine.device, engine.decoder.config) for engine in engines),
         release=lambda: None,
+        batch_invariant=config.batch_invariant,
     )
 
 

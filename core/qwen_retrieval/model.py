@@ -68,6 +68,7 @@ class Model:
         revision: Branch, tag or commit that was asked for.
         device: Where the weights are, such as "cuda:0", or "cuda:0, cuda:1".
         dtype: What is computed in, such as "bfloat16"; "int8" or "float8" if matrices are multiplied in it.
+        batch_invariant: Whether an input has the same bits whatever shares its batch.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Model:
         self.revision = loaded.revision if loaded else None
         self.device = loaded.device if loaded else "custom"
         self.dtype = loaded.dtype if loaded else "float32"
+        self.batch_invariant = loaded is not None and loaded.batch_invariant
         default = loaded.max_batch_tokens if loaded else DEFAULT_BATCH_TOKENS
         self.max_batch_tokens = default if max_batch_tokens is None else max_batch_tokens
         if self.max_batch_tokens < 1:

@@ -115,6 +115,7 @@ class Reranker(Model):
         show_progress: bool = False,
         device: str | Sequence[str] = "auto",
         dtype: str = "auto",
+        batch_invariant: bool = False,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
@@ -139,6 +140,9 @@ class Reranker(Model):
             dtype: "auto" (bfloat16 where the device computes it natively, else float32), "float32", "bfloat16",
                 "float16", or matrices in 8 bits: "int8" (CPUs with AVX-512 VNNI) or "float8" (NVIDIA GPUs from Ada and
                 Hopper on), half the memory of bfloat16 and faster; scores differ by more than rounding.
+            batch_invariant: The same pair gets the same score to the last bit whatever shares its batch, which is
+                otherwise true up to rounding; slower, because what pairs have in common is computed in each. On the
+                CPU, in "float32" and "bfloat16"; see `Embedder.from_pretrained` for what it takes.
             revision: Branch, tag or commit of the repository.
             token: Access token for a gated or private repository.
             cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -157,6 +161,7 @@ class Reranker(Model):
             local_files_only=local_files_only,
             device=device,
             dtype=dtype,
+            batch_invariant=batch_invariant,
             token=token,
         )
         loaded = load_reranking(config)

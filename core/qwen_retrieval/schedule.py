@@ -35,11 +35,19 @@ class Request:
         max_batch_tokens: The caller's budget.
         max_batch_rows: Most inputs of this request in a batch; None for as many as fit.
         bulk: Part of a larger job: never small.
+        share: Whether the engine computes beginnings that inputs share only once.
         owner: Kept alive until the request is finished, so that a worker nobody refers to still completes it.
     """
 
     def __init__(
-        self, inputs: list[TokenIds], max_batch_tokens: int, *, max_batch_rows: int | None, bulk: bool, owner: object
+        self,
+        inputs: list[TokenIds],
+        max_batch_tokens: int,
+        *,
+        max_batch_rows: int | None,
+        bulk: bool,
+        share: bool,
+        owner: object,
     ) -> None:
         self.inputs = inputs
         self.max_batch_tokens = max_batch_tokens
@@ -51,6 +59,7 @@ class Request:
         self._lock = threading.Lock()
         self._result: FloatArray | None = None  # (n, ...), allocated when the first row tells its shape
         self._missing = len(inputs)
+        self._share = share
         self._order = SharingOrder([], [], [])  # of a window of the inputs
         self._window = 0  # where it begins in the inputs
         self._taken = 0  # how many of it were taken
@@ -83,7 +92,7 @@ class Request:
     def _next_window(self) -> bool:
         start = self._window + len(self._order.indices)
         inputs = self.inputs[start : start + _SORTED_AT_ONCE]
-        order = sharing_order(inputs)
+        order = sharing_order(inputs, share=self._share)
         self._window, self._order, self._taken = start, order, 0
         return bool(inputs)
 

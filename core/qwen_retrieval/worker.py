@@ -41,15 +41,17 @@ class Worker:
             is called by one thread only, with no input twice in a call; an engine that stands there twice, by two.
         name: What the threads are called in debuggers and profilers.
         turns: Taken for each call of an engine, by all workers that share a processor; None for devices of their own.
+        share: Whether the engines compute beginnings that inputs share only once, which lets more of them into a batch.
 
     Attributes:
         lanes: How many threads compute, one for each of `runs`.
     """
 
-    def __init__(self, *runs: Run, name: str, turns: Turns | None = None) -> None:
+    def __init__(self, *runs: Run, name: str, turns: Turns | None = None, share: bool = True) -> None:
         if not runs:
             raise ValueError("a worker needs at least one engine, but got none")
         self.lanes = len(runs)
+        self._share = share
         self._queue = _Queue(runs, name, turns)
         self._stop = weakref.finalize(self, _stop, self._queue, weakref.ref(self))
 
@@ -93,7 +95,9 @@ class Worker:
         for limit, value in (("max_batch_tokens", max_batch_tokens), ("max_batch_rows", max_batch_rows)):
             if value is not None and value < 1:
                 raise ValueError(f"{limit} must be at least 1, but got {value}")
-        request = Request(inputs, max_batch_tokens, max_batch_rows=max_batch_rows, bulk=bulk, owner=self)
+        request = Request(
+            inputs, max_batch_tokens, max_batch_rows=max_batch_rows, bulk=bulk, share=self._share, owner=self
+        )
         self._queue.put(request)
         return request.future
 

@@ -15,7 +15,7 @@ with needs_extra("pydantic", "langchain"):
 
 _LOADING = (
     *("model", "max_length", "max_batch_tokens", "batch_size", "on_overflow", "control_tokens", "show_progress"),
-    *("device", "dtype", "revision", "token", "cache_folder", "local_files_only"),
+    *("device", "dtype", "batch_invariant", "revision", "token", "cache_folder", "local_files_only"),
 )
 """The fields that say how a model is loaded: one that the caller has made has its own."""
 
@@ -63,6 +63,9 @@ class QwenModelOptions(BaseModel, ABC):
     dtype: str = "auto"
     """"auto" (bfloat16 where the device computes it natively), "float32", "bfloat16", "float16", "int8"
     (CPU) or "float8" (GPU)."""
+
+    batch_invariant: bool = False
+    """The same bits for a text whatever shares its batch, on the CPU; see `Embedder.from_pretrained`."""
 
     revision: str | None = None
     """Branch, tag or commit of the repository."""
@@ -140,6 +143,7 @@ class QwenModelOptions(BaseModel, ABC):
             show_progress=self.show_progress,
             device=device_option(self.device),
             dtype=self.dtype,
+            batch_invariant=self.batch_invariant,
             revision=self.revision,
             token=self.token.get_secret_value() if self.token else None,
             cache_dir=self.cache_folder,

@@ -122,6 +122,23 @@ def test_planned_costs_bound_the_computed_tokens_of_every_stretch(inputs: list[T
     assert pack(batch).computed_tokens <= order.cost(start, stop) <= sum(map(len, batch))
 
 
+@given(families(), st.data())
+def test_without_sharing_each_input_is_a_segment_and_costs_its_length(
+    inputs: list[TokenIds], data: st.DataObject
+) -> None:
+    order = sharing_order(inputs, share=False)
+    start = data.draw(st.integers(0, len(inputs)))
+    stop = data.draw(st.integers(start, len(inputs)))
+    packed = pack([inputs[index] for index in order.indices[start:stop]], share=False)
+    assert packed.computed_tokens == packed.tokens == order.cost(start, stop)
+    assert len(packed.segments.parents) == stop - start
+    assert (packed.segments.parents == -1).all()
+    assert sorted(order.indices) == list(range(len(inputs)))
+    whole = pack(inputs, share=False)
+    for last, ids in zip(whole.last, inputs, strict=True):
+        assert whole.token_ids[last + 1 - len(ids) : last + 1].tolist() == ids
+
+
 @given(families(), families())
 def test_planned_costs_of_two_orders_add_up_to_a_bound_of_the_joint_batch(
     some: list[TokenIds], others: list[TokenIds]

@@ -143,13 +143,14 @@ def test_batches_end_when_they_hold_many_characters(monkeypatch: pytest.MonkeyPa
 def test_options_reach_the_model(loads: Loads) -> None:
     options = ("--device", "cpu", "--dtype", "float32", "--max-length", "99", "--revision", "main")
     more = ("--cache-dir", "cache", "--local-files-only", "--on-overflow", "error", "--control-tokens", "keep")
-    run("embed", "-o", "out.npy", "--model", "4B", *options, *more, stdin="x\n")
+    run("embed", "-o", "out.npy", "--model", "4B", *options, *more, "--batch-invariant", stdin="x\n")
     assert loads.asked == [
         (
             "4B",
             {
                 "device": "cpu",
                 "dtype": "float32",
+                "batch_invariant": True,
                 "max_length": 99,
                 "on_overflow": "error",
                 "control_tokens": "keep",

@@ -233,6 +233,22 @@ def test_another_dtype_is_another_model(embedder: Path) -> None:
     half.release()
 
 
+def test_a_batch_invariant_model_is_another_model(embedder: Path) -> None:
+    plain, invariant = load_embedding(config_of(embedder)), load_embedding(config_of(embedder, batch_invariant=True))
+    assert plain.worker is not invariant.worker
+    assert (plain.batch_invariant, invariant.batch_invariant) == (False, True)
+    plain.release()
+    invariant.release()
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:0", "bfloat16"), ("mps", "float32"), ("cpu", "int8")])
+def test_batch_invariance_is_refused_where_it_was_not_measured(device: str, dtype: str) -> None:
+    config = LoadConfig("demo", "embedding", device=(device,), dtype=dtype, batch_invariant=True)
+    message = rf"batch_invariant=True is offered on the CPU .* but got {dtype} on {device}; pass device=\"cpu\""
+    with pytest.raises(ValueError, match=message):
+        loading._refuse_unproven_invariance(config)
+
+
 def test_models_on_the_cpu_compute_in_turn(embedder: Path, reranker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computing, most, lock = 0, 0, threading.Lock()
     compute = PackedEngine._compute
@@ -291,10 +307,10 @@ def test_a_device_that_fails_to_load_releases_the_others(embedder: Path, monkeyp
     tables: list[weakref.ref[torch.Tensor]] = []
     load = engine.load_embedding_engine
 
-    def fail_the_second(*arguments: Any) -> engine.TorchEmbeddingEngine:
+    def fail_the_second(*arguments: Any, **options: Any) -> engine.TorchEmbeddingEngine:
         if tables:
             raise MemoryError("the second device is full")
-        loaded = load(*arguments)
+        loaded = load(*arguments, **options)
         tables.append(weakref.ref(loaded.decoder.weights.embedding))
         return loaded
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_retrieval.batching import pack
 from qwen_retrieval.engine.attention import Attention, Spans
-from qwen_retrieval.engine.decoder import Decoder
+from qwen_retrieval.engine.decoder import Decoder, Strategy
 from qwen_retrieval.engine.flash_attention import plan_flash_attention
 from qwen_retrieval.engine.kernels import EagerKernels, Kernels, Rope
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
@@ -76,7 +76,7 @@ def decoder(kernels: Kernels) -> Decoder:
         for _ in range(LAYERS)
     ]
     weights = DecoderWeights(empty(1000, hidden), layers, empty(hidden))
-    return Decoder(weights, CONFIG, META, kernels=kernels, plan=plan)
+    return Decoder(weights, CONFIG, META, Strategy(kernels, plan))
 
 
 def plan(spans: Spans, device: torch.device, dtype: torch.dtype) -> Attention:  # noqa: ARG001

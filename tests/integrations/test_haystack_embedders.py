@@ -260,6 +260,7 @@ def test_every_option_reaches_the_model(kind: Any, monkeypatch: pytest.MonkeyPat
     loads = Loads(monkeypatch)
     options = {"max_length": 999, "on_overflow": "error", "control_tokens": "keep", "batch_size": 3, "dtype": "float32"}
     options |= {"max_batch_tokens": 500, "revision": "v1", "cache_dir": "/cache", "local_files_only": True}
+    options |= {"batch_invariant": True}
     monkeypatch.setenv("MY_TOKEN", "hf_secret")
     component = kind(
         model="any/model",
@@ -422,6 +423,7 @@ OF_THE_MODEL: dict[str, Any] = {
     "token": None,
     "max_batch_tokens": 500,
     "dtype": "float32",
+    "batch_invariant": True,
     "cache_dir": "/cache",
     "local_files_only": True,
 }

@@ -45,6 +45,7 @@ MODEL: dict[str, Any] = {
     "batch_size": 3,
     "max_batch_tokens": 500,
     "dtype": "float32",
+    "batch_invariant": True,
     "revision": "v1",
     "cache_dir": "models",
     "local_files_only": True,

@@ -204,7 +204,7 @@ def test_the_options_reach_the_core_under_its_names(kind: Any, loads: list[dict[
     # https://github.com/langchain-ai/langchain/issues/28436
     options = {"max_length": 100, "max_batch_tokens": 1000, "batch_size": 8, "on_overflow": "error"}
     options |= {"control_tokens": "keep", "show_progress": True, "dtype": "float32", "revision": "main"}
-    options |= {"local_files_only": True}
+    options |= {"local_files_only": True, "batch_invariant": True}
     kind(model="org/model", device="cpu", token=TOKEN, cache_folder="/cache", **options).warm_up()
     assert loads == [{"model": "org/model", "device": "cpu", "token": TOKEN, "cache_dir": "/cache", **options}]
 

@@ -211,6 +211,7 @@ class TestPipelineKey:
             {"control_tokens": "keep"},
             {"revision": "v2"},
             {"dtype": "float32"},
+            {"batch_invariant": True},
         ],
         ids=lambda change: next(iter(change)),
     )

@@ -83,6 +83,12 @@ class LoadOptions:
     max_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens computed at once.", rich_help_panel=LOADING)
     ] = None
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant", help="The same bits whatever shares a batch (CPU); slower.", rich_help_panel=LOADING
+        ),
+    ] = False
     on_overflow: Annotated[
         Overflow, typer.Option(help="Cut inputs that are too long, or refuse.", rich_help_panel=LOADING)
     ] = Overflow.truncate

@@ -125,16 +125,21 @@ class GroupedAttention:
     """Spans of similar shape, right-padded, through `scaled_dot_product_attention`.
 
     Padding stands to the right of every real token, so with a causal mask no real token sees it.
+
+    Args:
+        spans: What attends to what.
+        device: Where to compute.
+        alone: Whether each span is computed by itself, without padding.
     """
 
     arrays: Sequence[IndexArray] = ()
 
-    def __init__(self, spans: Spans, device: torch.device) -> None:
+    def __init__(self, spans: Spans, device: torch.device, *, alone: bool = False) -> None:
         query_lengths = np.array([len(rows) for rows in spans.query_rows])
         key_lengths = np.array([len(rows) for rows in spans.key_rows])
         # Row of each span's first query in the query tensor, which holds the spans' queries one after the other.
         starts = np.concatenate([[0], np.cumsum(query_lengths)[:-1]])
-        groups = _group(query_lengths, key_lengths)
+        groups = [np.array([i]) for i in range(len(spans))] if alone else _group(query_lengths, key_lengths)
         self._groups = [
             _build_group(starts[g], query_lengths[g], [spans.key_rows[i] for i in g], device) for g in groups
         ]

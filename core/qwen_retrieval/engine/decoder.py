@@ -17,7 +17,7 @@ from qwen_retrieval.engine.attention import Attention, Spans, plan_attention
 from qwen_retrieval.engine.kernels import Kernels, Rope, choose_kernels, rope_table
 from qwen_retrieval.engine.matrices import cast, linear
 from qwen_retrieval.engine.staging import upload
-from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights
+from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights, Matrix
 
 MLP_CHUNK = 1024
 """Rows of the MLP computed at a time on the CPU, so that its wide intermediate stays in the cache."""
@@ -26,6 +26,25 @@ SHORTEST_ROPE_TABLE = 1024
 """Positions that are tabulated at first; longer inputs make the table longer."""
 
 AttentionPlanner = Callable[[Spans, torch.device, torch.dtype], Attention]
+
+Product = Callable[[Tensor, Matrix], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How to compute: each part may be exchanged, which changes the last bits of the result.
+
+    Attributes:
+        kernels: The elementwise operations.
+        plan: What plans attention; by default what is fastest on the device.
+        multiply: What multiplies rows by a layer's matrices.
+        share: Whether beginnings that inputs have in common are computed once.
+    """
+
+    kernels: Kernels
+    plan: AttentionPlanner = plan_attention
+    multiply: Product = linear
+    share: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +75,7 @@ class Decoder:
         weights: On `device`.
         config: The shape.
         device: Where to compute.
-        kernels: The elementwise operations; by default the fastest for the device.
-        plan: What plans attention; by default what is fastest on the device.
+        strategy: How to compute; by default what is fastest on the device.
     """
 
     def __init__(
@@ -65,15 +83,13 @@ class Decoder:
         weights: DecoderWeights,
         config: DecoderConfig,
         device: torch.device,
-        *,
-        kernels: Kernels | None = None,
-        plan: AttentionPlanner = plan_attention,
+        strategy: Strategy | None = None,
     ) -> None:
         self.weights = weights
         self.config = config
         self.device = device
-        self._kernels = kernels or choose_kernels(device)
-        self._plan = plan
+        self.strategy = strategy or Strategy(choose_kernels(device))
+        self._kernels, self._plan, self._multiply = self.strategy.kernels, self.strategy.plan, self.strategy.multiply
         # The last one is the longest. Shorter ones are kept, because recorded CUDA graphs read their memory.
         self._rope_tables: list[tuple[Tensor, Tensor]] = []
 
@@ -129,12 +145,12 @@ class Decoder:
         """One layer: changes `hidden` in place, returns what is still to be added to it."""
         config = self.config
         x = self._kernels.add_rms_norm(hidden, delta, layer.input_norm, config.rms_norm_eps)
-        heads = self._split(linear(x, layer.qkv))  # (T, num_heads + 2 num_kv_heads, head_dim)
+        heads = self._split(self._multiply(x, layer.qkv))  # (T, num_heads + 2 num_kv_heads, head_dim)
         query_key = heads[:, : -config.num_kv_heads]
         self._kernels.norm_rotate(query_key, layer.head_norms, rope, config.rms_norm_eps)
         query, key_value = torch.split(heads, [config.num_heads, 2 * config.num_kv_heads], dim=1)
         attended = attention(query, self._pair(key_value))  # (T, num_heads, head_dim)
-        return self._mlp(layer, hidden, linear(attended.flatten(1), layer.output))
+        return self._mlp(layer, hidden, self._multiply(attended.flatten(1), layer.output))
 
     def _last_layer(
         self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, batch: StagedBatch, rope: Rope
@@ -147,13 +163,13 @@ class Decoder:
         config = self.config
         x = self._kernels.add_rms_norm(hidden, delta, layer.input_norm, config.rms_norm_eps)
         query_norms, key_norms = torch.split(layer.head_norms, [config.num_heads, config.num_kv_heads])
-        key_value = self._pair(self._split(linear(x, layer.qkv[config.query_size :])))
+        key_value = self._pair(self._split(self._multiply(x, layer.qkv[config.query_size :])))
         self._kernels.norm_rotate(key_value[:, 0], key_norms, rope, config.rms_norm_eps)
-        query = self._split(linear(x.index_select(0, batch.last), layer.qkv[: config.query_size]))
+        query = self._split(self._multiply(x.index_select(0, batch.last), layer.qkv[: config.query_size]))
         self._kernels.norm_rotate(query, query_norms, rope.at(batch.last), config.rms_norm_eps)
         attended = batch.last_attention(query, key_value)  # (n, num_heads, head_dim)
         residual = hidden.index_select(0, batch.last)
-        return residual, self._mlp(layer, residual, linear(attended.flatten(1), layer.output))
+        return residual, self._mlp(layer, residual, self._multiply(attended.flatten(1), layer.output))
 
     def _split(self, x: Tensor) -> Tensor:
         """(T, heads * head_dim) -> (T, heads, head_dim)."""
@@ -169,7 +185,7 @@ class Decoder:
 
         def compute(rows: Tensor, added: Tensor) -> Tensor:
             x = self._kernels.add_rms_norm(rows, added, layer.mlp_norm, self.config.rms_norm_eps)
-            return linear(self._kernels.silu_mul(linear(x, gate_up)), down)
+            return self._multiply(self._kernels.silu_mul(self._multiply(x, gate_up)), down)
 
         if self.device.type != "cpu":
             return compute(hidden, delta)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qwen_retrieval.batching import pack
-from qwen_retrieval.engine import float8, int8
+from qwen_retrieval.engine import float8, int8, invariance
 from qwen_retrieval.engine.attention import supports_flash
 from qwen_retrieval.engine.decoder import Decoder
 from qwen_retrieval.engine.graphs import GraphedPasses
@@ -191,7 +191,7 @@ class PackedEngine:
         with self._launching, on_device:  # what is launched within is computed in this order
             hidden = self._small.last_hidden_states(batch) if self._small and dtype == self.dtype else None
             if hidden is None:
-                packed = pack(batch)
+                packed = pack(batch, share=self.decoder.strategy.share)
                 computed = packed.computed_tokens
                 hidden = self.decoder.last_hidden_states(packed, dtype)  # (n, hidden)
             else:
@@ -268,26 +268,36 @@ class TorchRerankingEngine(PackedEngine):
         return self._compute(batch)
 
     def _finish(self, hidden: Tensor) -> Tensor:
-        return hidden @ self._direction  # (n,)
+        # No matrix product: its kernel, and with it the last bits, would depend on the number of rows.
+        return (hidden * self._direction).sum(dim=1)  # (n,)
 
 
-def load_embedding_engine(folder: Path, config: DecoderConfig, device: str, dtype: str) -> TorchEmbeddingEngine:
-    """Load the decoder in `folder`; see `resolve_device` and `resolve_dtype`."""
+def load_embedding_engine(
+    folder: Path, config: DecoderConfig, device: str, dtype: str, *, batch_invariant: bool = False
+) -> TorchEmbeddingEngine:
+    """Load the decoder in `folder`; see `resolve_device`, `resolve_dtype` and, for `batch_invariant`, `invariance`."""
     place, stored = _resolve(device, dtype)
     computed = compute_dtype(stored, place)
     with Checkpoint(folder) as checkpoint:
-        decoder = _load(checkpoint, config, place, stored)
+        decoder = _load(checkpoint, config, place, stored, batch_invariant=batch_invariant)
     return TorchEmbeddingEngine(decoder, computed, _small_passes(decoder, computed))
 
 
 def load_reranking_engine(
-    folder: Path, config: DecoderConfig, device: str, dtype: str, *, yes_id: int, no_id: int
+    folder: Path,
+    config: DecoderConfig,
+    device: str,
+    dtype: str,
+    *,
+    yes_id: int,
+    no_id: int,
+    batch_invariant: bool = False,
 ) -> TorchRerankingEngine:
-    """Load the decoder and the two rows of the head in `folder`; see `resolve_device` and `resolve_dtype`."""
+    """Load the decoder and the two rows of the head in `folder`; the same as `load_embedding_engine`."""
     place, stored = _resolve(device, dtype)
     computed = compute_dtype(stored, place)
     with Checkpoint(folder) as checkpoint:
-        decoder = _load(checkpoint, config, place, stored)
+        decoder = _load(checkpoint, config, place, stored, batch_invariant=batch_invariant)
         yes_no = load_head_rows(checkpoint, config, [yes_id, no_id], place)
     return TorchRerankingEngine(decoder, computed, yes_no, _small_passes(decoder, computed))
 
@@ -297,7 +307,9 @@ def _resolve(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, resolve_dtype(dtype, place)
 
 
-def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, stored: torch.dtype) -> Decoder:
+def _load(
+    checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, stored: torch.dtype, *, batch_invariant: bool
+) -> Decoder:
     """The decoder, its matrices laid out for what this machine computes in."""
     computed = compute_dtype(stored, device)
     if stored in QUANTIZED:
@@ -306,7 +318,11 @@ def _load(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, s
         )
     weights = load_decoder(checkpoint, config, device, stored)
     pack_layers(weights.layers, computed)
-    return Decoder(weights, config, device)
+    if not batch_invariant:
+        return Decoder(weights, config, device)
+    decoder = Decoder(weights, config, device, invariance.INVARIANT)
+    invariance.check(decoder, computed)
+    return decoder
 
 
 def _small_passes(decoder: Decoder, dtype: torch.dtype) -> GraphedPasses | None:

@@ -81,6 +81,9 @@ class QwenComponent(Generic[M]):
     """What to compute in: "auto" (bfloat16 where the device computes it natively, else float32), "float32",
     "bfloat16", "float16", "int8" (CPU) or "float8" (GPU)."""
 
+    batch_invariant: bool = False
+    """The same bits for a text whatever shares its batch, on the CPU; see `Embedder.from_pretrained`."""
+
     revision: str | None = None
     """Branch, tag or commit of the repository."""
 
@@ -223,6 +226,7 @@ class QwenComponent(Generic[M]):
             show_progress=self.progress_bar,
             device=_device_names(self.device),
             dtype=self.dtype,
+            batch_invariant=self.batch_invariant,
             revision=self.revision,
             token=self.token.resolve_value() if self.token is not None else None,
             cache_dir=self.cache_dir,
@@ -312,6 +316,7 @@ def options_of(model: Embedder | Reranker) -> dict[str, Any]:
         "on_overflow": model.on_overflow,
         "control_tokens": model.control_tokens,
         "batch_size": model.batch_size,
+        "batch_invariant": model.batch_invariant,
         "progress_bar": model.show_progress,
     }
 

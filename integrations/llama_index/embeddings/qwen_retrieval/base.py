@@ -63,6 +63,8 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
         document_instruction: The same for documents, for symmetric tasks only; None for none.
         revision: Branch, tag or commit of the repository.
         dtype: "auto", "float32", "bfloat16", "float16", "int8" (CPU) or "float8" (GPU).
+        batch_invariant: The same bits for a text whatever shares its batch, on the CPU; see
+            `Embedder.from_pretrained`.
         max_length: Longest input in tokens; None for 8192, or the model's own limit if that is less.
         on_overflow: What to do with a longer input: "truncate" (and warn) or "error".
         control_tokens: What to do with strings such as ``<|endoftext|>`` in texts: "escape", "keep" or "error".
@@ -136,7 +138,7 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
         return "QwenEmbedding"
 
     # Both are in dumps, also in those of node parsers that hold an embedding, so that a pipeline's cache notices other
-    # weights in a folder and another dtype.
+    # weights in a folder, another dtype and batch invariance.
     @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
     def fingerprint(self) -> str:
@@ -146,8 +148,9 @@ class QwenEmbedding(ModelFields, SafelyCachedEmbedding):
     @computed_field(repr=False)  # type: ignore[prop-decorator]
     @property
     def computed_in(self) -> str:
-        """The dtype of the embedder that was given, or `dtype`."""
-        return (self.embedder or self).dtype
+        """The dtype of the embedder that was given, or `dtype`, and whether it is batch-invariant."""
+        used = self.embedder or self
+        return f"{used.dtype}, batch-invariant" if used.batch_invariant else used.dtype
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:  # noqa: ANN401

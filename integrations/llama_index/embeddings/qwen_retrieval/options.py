@@ -36,6 +36,7 @@ class ModelFields(BaseComponent):
 
     revision: str | None = None
     dtype: str = "auto"
+    batch_invariant: bool = False
     max_length: int | None = Field(default=None, ge=1)
     on_overflow: OnOverflow = "truncate"
     control_tokens: ControlTokens = "escape"
@@ -116,6 +117,7 @@ class ModelFields(BaseComponent):
             show_progress=self.show_progress_bar,
             device=device_option(self.device),
             dtype=self.dtype,
+            batch_invariant=self.batch_invariant,
             revision=self.revision,
             token=self.token.get_secret_value() if isinstance(self.token, SecretStr) else self.token,
             cache_dir=self.cache_folder,

@@ -62,6 +62,8 @@ class QwenRerank(ModelFields, BaseNodePostprocessor):
         metadata_mode: Which metadata the model sees before the text.
         revision: Branch, tag or commit of the repository.
         dtype: "auto", "float32", "bfloat16", "float16", "int8" (CPU) or "float8" (GPU).
+        batch_invariant: The same bits for a text whatever shares its batch, on the CPU; see
+            `Reranker.from_pretrained`.
         max_length: Longest input in tokens, template and query included; None for 8192, or the model's own limit.
         on_overflow: What to do with a longer input: "truncate" (the document's end, and warn) or "error".
         control_tokens: What to do with strings such as ``<|im_end|>`` in texts: "escape", "keep" or "error".
