@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,8 +115,14 @@ def test_the_limit_is_below_the_positive_whatever_its_sign(positive: float, limi
     assert MiningSettings(margin=0.3).limit(positive) == pytest.approx(positive - 0.3)
 
 
+@pytest.mark.parametrize(("positive", "limit"), [(0.8, 1.2), (-0.2, -0.1)])
+def test_a_ratio_over_one_lets_documents_above_the_positive_in(positive: float, limit: float) -> None:
+    assert MiningSettings(ratio=1.5).limit(positive) == pytest.approx(limit)
+    assert MiningSettings(ratio=1.5, margin=0.3).limit(positive) == pytest.approx(positive - 0.3)
+
+
 @pytest.mark.parametrize(
-    "options", [{"count": 0}, {"first": 5, "last": 5}, {"ratio": 0.0}, {"ratio": 1.1}, {"margin": -0.1}], ids=str
+    "options", [{"count": 0}, {"first": 5, "last": 5}, {"ratio": 0.0}, {"ratio": math.inf}, {"margin": -0.1}], ids=str
 )
 def test_settings_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -206,7 +206,9 @@ def mine(
     count: Annotated[int, typer.Option(min=1, help="Most negatives of an example.")] = 7,
     first: Annotated[int, typer.Option(min=0, help="Best rank that is taken, from 0.")] = 0,
     last: Annotated[int, typer.Option(min=1, help="Ranks from this one on are not taken.")] = 100,
-    ratio: Annotated[float, typer.Option(help="Highest score, as a part of the positive's.")] = 0.95,
+    ratio: Annotated[
+        float, typer.Option(help="Highest score, as a part of the positive's; for a reranker, over 1.")
+    ] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Which documents of the window are taken.")] = 0,
     *,
     load: LoadOptions,

@@ -8,6 +8,7 @@ duplicates of the positive among them. The Qwen3-Embedding report does not say h
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +36,10 @@ class MiningSettings:
         count: Most negatives of an example, those it has already included; 7 in ms-swift.
         first: Best rank that is taken, from 0; the query's positives have no rank.
         last: Ranks from this one on are not taken; the wider the window, the easier the negatives.
-        ratio: A negative scores at most this part of what the example's positive scores.
-        margin: And this much less than it.
+        ratio: A negative scores at most this part of what the example's positive scores. Over 1, documents that rank
+            above the positive are taken too: false ones among them harm an embedder, but a reranker that never meets
+            its embedder's mistakes learns to repeat them.
+        margin: If it is not 0, a negative also scores at least this much less than the positive.
         seed: Which documents of the window are taken.
     """
 
@@ -52,14 +55,15 @@ class MiningSettings:
             raise ValueError(f"count must be at least 1, but got {self.count}")
         if not 0 <= self.first < self.last:
             raise ValueError(f"ranks must be 0 <= first < last, but got first={self.first} and last={self.last}")
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio must be over 0 and at most 1, but got {self.ratio}")
+        if not 0 < self.ratio < math.inf:
+            raise ValueError(f"ratio must be positive, but got {self.ratio}")
         if self.margin < 0:
             raise ValueError(f"margin must not be negative, but got {self.margin}")
 
     def limit(self, positive: float) -> float:
-        """The highest similarity of a negative, given that of the positive; below 0 the ratio moves it down too."""
-        return positive - max(abs(positive) * (1 - self.ratio), self.margin)
+        """The highest similarity of a negative, given that of the positive; a ratio works alike on both sides of 0."""
+        below = abs(positive) * (1 - self.ratio)
+        return positive - (max(below, self.margin) if self.margin else below)
 
 
 def mine_negatives(
