@@ -27,6 +27,9 @@ Indices = npt.NDArray[np.int64]
 FIELDS = ("query", "positive", "negatives", "instruction", "task", "meta")
 """What a line may have, in the order in which it is written."""
 
+PART_TOKENS = 4096
+"""Tokens that are padded together, even where memory allows for more: in small parts, lengths are alike."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
