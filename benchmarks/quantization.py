@@ -16,7 +16,6 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,11 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from demo.metrics import Beir, beir_ndcg, bootstrap, load_beir
 from qwen_retrieval import Embedder, Reranker
 from qwen_retrieval.engine import int8
 from qwen_retrieval.engine.engine import load_embedding_engine
 from qwen_retrieval.engine.weights import DecoderConfig
+from qwen_retrieval.evaluation.datasets import RetrievalDataset, read_beir
+from qwen_retrieval.evaluation.metrics import Measures, Values
+from qwen_retrieval.evaluation.significance import bootstrap_interval
 from qwen_retrieval.types import FloatArray
 from tests.checkpoints import QWEN3_0_6B, qwen3_config, random_tensors
 
@@ -51,10 +52,11 @@ def contender(name: str) -> Iterator[str]:
         yield name.partition(",")[0]
 
 
-def some_queries(data: Beir, limit: int) -> Beir:
+def some_queries(data: RetrievalDataset, limit: int) -> RetrievalDataset:
     """The collection with `limit` of its queries, drawn from a seed."""
-    drawn = sorted(random.Random(0).sample(range(len(data.queries)), min(limit, len(data.queries))))
-    return replace(data, query_ids=[data.query_ids[n] for n in drawn], queries=[data.queries[n] for n in drawn])
+    drawn = set(random.Random(0).sample(list(data.queries), min(limit, len(data.queries))))
+    queries = {name: text for name, text in data.queries.items() if name in drawn}
+    return RetrievalDataset(queries, data.corpus, {name: data.qrels[name] for name in queries}, data.name)
 
 
 def kendall_tau(a: FloatArray, b: FloatArray) -> float:
@@ -63,50 +65,45 @@ def kendall_tau(a: FloatArray, b: FloatArray) -> float:
     return float((signs[0] * signs[1]).sum() / (len(a) * (len(a) - 1)))
 
 
-def search(data: Beir, name: str) -> tuple[FloatArray, FloatArray]:
+def search(data: RetrievalDataset, name: str) -> tuple[FloatArray, FloatArray]:
     """Vectors of a collection by the demo embedder: of the documents and of the queries."""
     with contender(name) as dtype, Embedder.from_pretrained("demo", dtype=dtype, device="cpu") as embedder:
-        return embedder.embed_documents(data.documents), embedder.embed_queries(data.queries)
+        return embedder.embed_documents([*data.corpus.values()]), embedder.embed_queries([*data.queries.values()])
 
 
-def rerank(data: Beir, name: str, candidates: list[list[int]]) -> list[FloatArray]:
+def rerank(data: RetrievalDataset, name: str, candidates: list[list[int]]) -> list[FloatArray]:
     """Log-odds of each query's candidates by the demo reranker."""
     with contender(name) as dtype, Reranker.from_pretrained("demo", dtype=dtype, device="cpu") as reranker:
-        pairs = zip(data.queries, candidates, strict=True)
-        return [reranker.log_odds(query, [data.documents[n] for n in numbers]) for query, numbers in pairs]
+        pairs, documents = zip(data.queries.values(), candidates, strict=True), [*data.corpus.values()]
+        return [reranker.log_odds(query, [documents[n] for n in numbers]) for query, numbers in pairs]
 
 
-def quality(data: Beir, scores: dict[str, FloatArray]) -> list[dict[str, Any]]:
+def quality(data: RetrievalDataset, scores: dict[str, FloatArray]) -> list[dict[str, Any]]:
     """Rankings by each contender's scores of all documents, against the first one's; a row for each contender."""
     exact = next(iter(scores.values()))
     top = np.argsort(-exact, axis=1, kind="stable")[:, :DEPTH]
-    gains = {name: beir_ndcg(data, values) for name, values in scores.items()}
+    found = {name: measures(data, values) for name, values in scores.items()}
     rows = []
     for name, values in scores.items():
         pairs = zip(np.take_along_axis(values, top, 1), np.take_along_axis(exact, top, 1), strict=True)
-        low, high = bootstrap(gains[next(iter(scores))], gains[name])
-        rows.append(
-            {
-                "contender": name,
-                "nDCG@10": float(np.mean(gains[name])),
-                "change, 95 %": f"{low:+.4f} to {high:+.4f}",
-                "recall@10": recall(data, values, 10),
-                "recall@100": recall(data, values, DEPTH),
-                "tau": float(np.mean([kendall_tau(*pair) for pair in pairs])),
-            }
-        )
+        gains = found[name]["ndcg@10"] - next(iter(found.values()))["ndcg@10"]
+        low, high = bootstrap_interval(gains[:, None])
+        means = {measure: float(per_query.mean()) for measure, per_query in found[name].items()}
+        change = f"{low[0]:+.4f} to {high[0]:+.4f}"
+        tau = float(np.mean([kendall_tau(*pair) for pair in pairs]))
+        rows.append({"contender": name, **means, "change of nDCG, 95 %": change, "tau": tau})
     return rows
 
 
-def recall(data: Beir, scores: FloatArray, depth: int) -> float:
-    """Mean share of the relevant documents among the first `depth`."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    found = [{data.document_ids[n] for n in row} for row in order]
-    relevant = [data.relevant[name].keys() for name in data.query_ids]
-    return float(np.mean([len(a & b) / len(b) for a, b in zip(found, relevant, strict=True)]))
+def measures(data: RetrievalDataset, scores: FloatArray) -> dict[str, Values]:
+    """The measures of each query from scores of all documents."""
+    names = [*data.corpus]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
+    run = {query: [names[n] for n in row] for query, row in zip(data.queries, order, strict=True)}
+    return Measures(data.qrels, ("ndcg@10", "recall@10", f"recall@{DEPTH}"))(run)
 
 
-def measure_searches(data: Beir) -> tuple[list[dict[str, Any]], list[list[int]]]:
+def measure_searches(data: RetrievalDataset) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """A row for each contender, and the documents that float32 finds first for each query."""
     vectors = {name: search(data, name) for name in CONTENDERS}
     scores = {name: queries @ documents.T for name, (documents, queries) in vectors.items()}
@@ -117,10 +114,10 @@ def measure_searches(data: Beir) -> tuple[list[dict[str, Any]], list[list[int]]]
     return rows, np.argsort(-scores["float32"], axis=1, kind="stable")[:, :DEPTH].tolist()
 
 
-def measure_rerankings(data: Beir, candidates: list[list[int]]) -> list[dict[str, Any]]:
+def measure_rerankings(data: RetrievalDataset, candidates: list[list[int]]) -> list[dict[str, Any]]:
     """A row for each contender, all on the same candidates."""
     found = {name: rerank(data, name, candidates) for name in CONTENDERS}
-    scores = {name: np.full((len(candidates), len(data.documents)), -np.inf, np.float32) for name in found}
+    scores = {name: np.full((len(candidates), len(data.corpus)), -np.inf, np.float32) for name in found}
     for name, values in found.items():
         np.put_along_axis(scores[name], np.array(candidates), np.stack(values), axis=1)
     rows = quality(data, scores)
@@ -190,8 +187,8 @@ def main() -> None:
     options = parser.parse_args()
     reports: dict[str, list[dict[str, Any]]] = {}
     for folder in options.beir:
-        data = some_queries(load_beir(folder), options.queries)
-        title = f"{folder.name}: {len(data.queries)} queries, {len(data.documents)} documents"
+        data = some_queries(read_beir(folder), options.queries)
+        title = f"{folder.name}: {len(data.queries)} queries, {len(data.corpus)} documents"
         reports[f"{folder.name}, embedding"], candidates = measure_searches(data)
         show(f"{title}, embedding", reports[f"{folder.name}, embedding"])
         reports[f"{folder.name}, reranking"] = measure_rerankings(data, candidates)
