@@ -58,6 +58,9 @@ format: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.models $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.layer invariant
+	$(BIN)/python -m benchmarks.load callers --model simulated
+	$(BIN)/python -m benchmarks.haystack_copies
 
 bench-gpu: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.models --gpu-table $(BENCH_FLAGS)
@@ -99,12 +102,12 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.created pyproject.toml constraints.txt
-	@$(INSTALL) -e '.[bench,test]'
+	@$(INSTALL) -e '.[bench,test,haystack]'
 	@touch $@
 
 .venv-demo/.installed: .venv-demo/.created demo/requirements.txt pyproject.toml constraints.txt
 	@.venv-demo/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_FLAGS) \
-	  -r demo/requirements.txt -e .
+	  -r demo/requirements.txt -e '.[train,evaluate]'
 	@touch $@
 
 .PRECIOUS: %/.created

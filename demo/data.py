@@ -1,12 +1,13 @@
-"""Pairs as token ids, batches of one source, instructions in many words, and input assembly."""
+"""Pairs as token ids in batches of one source, and as files for the commands; instructions in many words."""
 
 from __future__ import annotations
 
-import math
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -88,18 +89,24 @@ def encode_pairs(
     return Encoded(pairs, queries, documents, teacher, dict(by_source))
 
 
+def weight_of(source: str, count: int) -> float:
+    """How often a source is trained on: larger ones more often, and the Python documentation most.
+
+    Args:
+        source: Its name.
+        count: How many pairs it has.
+    """
+    boost = 2.5 if source.startswith(("docs/", "python/")) else 0.7 if source.startswith("wordnet/") else 1.0
+    return boost * count**0.75
+
+
 class Batches:
-    """Seeded batches, each from one source, larger sources more often and the Python documentation most."""
+    """Seeded batches, each from one source."""
 
     def __init__(self, data: Encoded, size: int, seed: int) -> None:
         self.data, self.size, self.rng = data, size, random.Random(seed)
         self.sources = sorted(data.by_source)
-        self.weights = [self._weight(s) for s in self.sources]
-
-    def _weight(self, source: str) -> float:
-        count = len(self.data.by_source[source])
-        boost = 2.5 if source.startswith(("docs/", "python/")) else 0.7 if source.startswith("wordnet/") else 1.0
-        return boost * math.sqrt(count * math.sqrt(count))
+        self.weights = [weight_of(s, len(data.by_source[s])) for s in self.sources]
 
     def next(self) -> list[int]:
         """Indices of one batch."""
@@ -111,11 +118,10 @@ class Batches:
         return chosen
 
 
-def same_documents(documents: Sequence[Sequence[int]]) -> Tensor:
-    """True at (i, j) where two documents begin with the same tokens: near duplicates are not negatives."""
-    keys: dict[tuple[int, ...], int] = {}
-    codes = torch.tensor([keys.setdefault(tuple(d[:24]), len(keys)) for d in documents])
-    return codes[:, None] == codes[None, :]
+def text_ids(documents: Sequence[Sequence[int]]) -> Tensor:
+    """(n, 1) numbers that are equal where two documents begin alike: near duplicates are not negatives."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return torch.tensor([[numbers.setdefault(tuple(d[:24]), len(numbers))] for d in documents])
 
 
 def distillable(data: Encoded, chosen: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -127,3 +133,51 @@ def distillable(data: Encoded, chosen: Sequence[int]) -> tuple[Tensor, Tensor] |
         return None
     vectors = torch.from_numpy(data.teacher[[chosen[r] for r in rows]].astype(np.float32))
     return torch.tensor(rows), torch.cat([vectors[:, 0], vectors[:, 1]])
+
+
+def mixture(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """About `count` pairs, of each source as many as `weight_of` says, at most each pair twice.
+
+    Sources of less than 80 pairs are left out: the batches of a source hold its pairs only.
+    """
+    rng, by_source = random.Random(seed), defaultdict[str, list[Pair]](list)
+    for pair in pairs:
+        by_source[pair.source].append(pair)
+    weights = {s: weight_of(s, len(own)) for s, own in sorted(by_source.items()) if len(own) >= 80}
+    chosen: list[Pair] = []
+    for source, weight in weights.items():
+        own, wanted = by_source[source], round(count * weight / sum(weights.values()))
+        chosen += own * (wanted // len(own) > 0) + rng.sample(own, min(len(own), wanted % len(own)))
+    return chosen
+
+
+def write_training(path: Path, pairs: Sequence[Pair], seed: int, *, default: float, none: float) -> None:
+    """Write pairs as `qwen-retrieval train` reads them, under many instructions.
+
+    Args:
+        path: The JSON lines.
+        pairs: What to write; the source is the task, so that batches are of one source.
+        seed: Of the instructions.
+        default: Share of the queries with the default instruction.
+        none: Share of those without any.
+    """
+    rng = random.Random(seed)
+    tasks = [random_task(rng) for _ in range(300)]
+    with path.open("w", encoding="utf-8") as lines:
+        for pair in pairs:
+            fields = {"query": pair.query, "positive": pair.document, "task": pair.source}
+            if (drawn := rng.random()) >= default:
+                fields["instruction"] = "" if drawn >= 1 - none else rng.choice(tasks)
+            lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+
+def write_beir(folder: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as a test set in BEIR's format: each query has its one document to find among all."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    corpus = [{"_id": f"d{i}", "title": "", "text": p.document} for i, p in enumerate(pairs)]
+    queries = [{"_id": f"q{i}", "text": p.query} for i, p in enumerate(pairs)]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(len(pairs)))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")

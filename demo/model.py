@@ -60,7 +60,7 @@ def blank(seed: int) -> Qwen3Model:
 
 
 @torch.no_grad()
-def set_tokens(model: Qwen3Model, table: Tensor, markers: list[int], readers: list[int]) -> None:
+def set_tokens(model: Qwen3Model, table: Tensor, markers: list[int], readers: list[int], longest: float = 0.95) -> None:
     """Write the token table: content, filler, markers and the tokens at which the answer is read.
 
     Args:
@@ -69,13 +69,14 @@ def set_tokens(model: Qwen3Model, table: Tensor, markers: list[int], readers: li
         markers: Token ids of the template's markers, weakest first: where two stand before a token the later one
             of the template must win.
         readers: Tokens without content at whose position the model is read.
+        longest: Length of the longest word vector.
     """
     norms = table.norm(dim=1)
     scale = norms[norms > 0].quantile(0.99)
-    content = table * (0.95 / torch.clamp(norms, min=scale))[:, None]
+    content = table * (longest / torch.clamp(norms, min=scale))[:, None]
     weight = model.embed_tokens.weight
     weight.zero_()
-    weight[: len(content), :CONTENT] = content
+    weight[: len(content), : table.shape[1]] = content
     weight[markers + readers] = 0
     for place, token in enumerate(markers):
         weight[token, MARK + place] = LAST_PRIORITY[place + 3 - len(markers)]

@@ -1,4 +1,4 @@
-"""Build the reranker: a matching circuit written into Qwen3 weights, its gains fitted on the embedder's candidates."""
+"""Construct the reranker: a matching circuit written into Qwen3 weights, its gains fitted on mined negatives."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from data import DEFAULT_TASK, Encoded, random_task
-from losses import listwise, yes_no_sft
+from data import DEFAULT_TASK, encode
 from model import (
     CHANNEL,
-    CONTENT,
     FIELD,
     FILLER,
     HEAD,
@@ -31,9 +29,11 @@ from model import (
 from tokenizer import marker_ids
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, scaled_dot_product_attention
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
+
+from qwen_retrieval.training.data import Example
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -43,13 +43,19 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 INSTRUCTION, QUERY, DOCUMENT = "<Instruct>: {}\n", "<Query>: {}\n", "<Document>: {}"
 MARKERS = ("<instruct>:", "<query>:", "<document>:")
 READER = IDS["</think>"]
-EASY = 4  # documents from anywhere that each list also holds
 SHORT = 56  # tokens of a document while training
 THINK = IDS["<think>"]  # the token before it
 BLOCKS = 2  # of 64 content dimensions each: what is pooled and compared
-SCORE, HIT = MARK, (MARK + 1, FIELD)  # free after the first layer
-SOFTNESS = (0.35, 1.0)  # of the two heads that look for words: the first takes the same word only
+SCORE, HIT, FIRST = MARK, MARK + 1, FIELD  # free after the first layer
+NOTE = 1.58  # what a word notes that only the query has
+COSINE = 0.6  # weight of a cosine in a logit, over 8
 STILL = [*range(13, 29), *range(45, 61)]  # of a head: RoPE hardly turns these within a few hundred tokens
+CODE, RARITY = slice(128, 160), 160  # hidden dimensions that the pools leave free
+RARITY_SCALE = 0.1
+SINK = REST - 2  # of a head, like CHANNEL and REST
+SCALE = 192**0.5  # what the norm before a layer multiplies a vector of length 1 with
+FLAG = 0.412 * SCALE / (1 + 0.412**2) ** 0.5  # what the first layer writes for the field, after that norm
+FLAG_LOGIT, SINK_LOGIT = 25.0, 32.0
 
 Weights: TypeAlias = Any  # a module of transformers, which has no types
 
@@ -84,18 +90,27 @@ def template(full: Tokenizer) -> Template:
 
 
 @torch.no_grad()
-def construct(table: Tensor, parts: Template, tokenizer: Tokenizer, seed: int) -> Qwen3Model:
-    """A decoder whose log-odds grow with the cosine of the pooled texts and with the words they share.
+def construct(table: Tensor, rarity: Tensor, parts: Template, tokenizer: Tokenizer, seed: int) -> Qwen3Model:
+    """A decoder whose log-odds grow with the cosine of the pooled texts and with the rarity of the words they share.
 
     Layer 1 notes the field of each token. Layer 2 pools the query at `<think>` and the document at `</think>`, and
-    every word of the document notes whether the query has it. Layer 3 compares the two pools and collects the notes.
+    every word of the document notes whether the query has it. Layer 3 compares the two pools and adds up the notes.
+
+    Args:
+        table: (vocabulary, CONTENT) word vectors.
+        rarity: (vocabulary,) inverse document frequencies, positive.
+        parts: The template.
+        tokenizer: As user text sees it.
+        seed: Of the codes that words are recognised by.
     """
     model = blank(seed)
-    set_tokens(model, table, marker_ids(tokenizer, MARKERS), [READER, THINK])
+    set_tokens(model, table[:, : BLOCKS * HEAD], marker_ids(tokenizer, MARKERS), [READER, THINK], longest=0.8)
+    _write_identities(model.embed_tokens.weight, rarity, marker_ids(tokenizer, MARKERS), seed)
     weight = model.embed_tokens.weight
     empty = [*(t for t in parts.suffix if t not in (READER, THINK)), IDS["<|endoftext|>"], IDS["<|im_start|>"]]
     weight[empty] = 0
     weight[empty, FILLER] = 1
+    weight[empty, RARITY] = -0.3  # the suffix stands in the document's field, too
     weight[THINK, SIGN] = -0.5
     weight[parts.yes, SCORE], weight[parts.no, SCORE] = 0.3, -0.3
     layers: Any = model.layers
@@ -104,11 +119,27 @@ def construct(table: Tensor, parts: Template, tokenizer: Tokenizer, seed: int) -
         layer.mlp.down_proj.weight.zero_()
     write_fields(model, len(MARKERS))
     _write_pools(layers[1].self_attn)
-    _write_hits(layers[1].self_attn, seed)
+    _write_hits(layers[1].self_attn)
+    _write_first_hits(layers[1].mlp)
     _write_cosines(layers[2].self_attn)
     _write_collection(layers[2].self_attn)
     _write_answer(model)
     return model
+
+
+def _write_identities(weight: Tensor, rarity: Tensor, markers: list[int], seed: int) -> None:
+    """A random code for every word, by which it is recognised, and the logarithm of its rarity.
+
+    Cosines of words cannot tell punctuation and other frequent words apart, because these have next to no content.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randn(len(rarity), len(STILL), generator=generator)
+    words = torch.ones(len(rarity), dtype=torch.bool)
+    words[markers] = False
+    weight[: len(rarity)][words, CODE] = 0.45 * normalize(codes[words], dim=1)
+    weight[: len(rarity)][words, RARITY] = rarity[words].log() * RARITY_SCALE
+    weight[:, FILLER] = 0
+    weight[:, FILLER] = (1 - weight.square().sum(1)).clamp(min=0).sqrt()
 
 
 def _clear(attention: Weights, group: int) -> None:
@@ -128,7 +159,7 @@ def _write_pools(attention: Weights) -> None:
         attention.q_proj.weight[head + CHANNEL, SIGN] = 1
         attention.k_proj.weight[key + CHANNEL, FIELD + 2] = 3
         attention.k_proj.weight[key + CHANNEL, FIELD + 1] = -3
-        attention.k_proj.weight[key + REST, FILLER] = 0.15
+        attention.k_proj.weight[key + REST, FILLER] = 0.15  # a key of zeros would be anything after a training step
         for i in range(HEAD):
             attention.v_proj.weight[key + i, key + i] = 1
             attention.o_proj.weight[key + i, head + i] = 0.35
@@ -136,27 +167,35 @@ def _write_pools(attention: Weights) -> None:
     attention.k_norm.weight.fill_(3)
 
 
-def _write_hits(attention: Weights, seed: int) -> None:
+def _write_hits(attention: Weights) -> None:
     """Layer 2, group 2: a word of the document looks for itself in the query and in the document up to here.
 
     What it finds in the query it notes. It always finds itself, so a word that the query lacks notes nothing, and one
     that is repeated notes less every time.
     """
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.linalg.qr(torch.randn(CONTENT, len(STILL), generator=generator))[0].T * 2.4
     _clear(attention, 2)
-    key = 2 * HEAD
+    key, row = 2 * HEAD, 4 * HEAD
     for i, channel in enumerate(STILL):
-        attention.k_proj.weight[key + channel, :CONTENT] = mix[i]
+        attention.k_proj.weight[key + channel, CODE.start + i] = 1
+        attention.q_proj.weight[row + channel, CODE.start + i] = 1
     attention.k_proj.weight[key + CHANNEL, FIELD + 1 : FIELD + 3] = 3
+    attention.q_proj.weight[row + CHANNEL, FILLER] = 0.2
+    attention.q_proj.weight[row + CHANNEL, MARK + 2] = -1  # the marker itself looks away: it is the sink of layer 3
     attention.v_proj.weight[key, FIELD + 1] = 1
-    for head, softness, note in zip((4, 5), SOFTNESS, HIT, strict=True):
-        row = head * HEAD
-        for i, channel in enumerate(STILL):
-            attention.q_proj.weight[row + channel, :CONTENT] = mix[i]
-        attention.q_proj.weight[row + CHANNEL, FILLER] = softness
-        attention.q_proj.weight[row + CHANNEL, MARK + 2] = -1  # the marker itself looks away: it is the sink of layer 3
-        attention.o_proj.weight[note, row] = 0.09
+    attention.o_proj.weight[HIT, row] = 0.3
+
+
+def _write_first_hits(mlp: Weights) -> None:
+    """Layer 2: a step between what a word notes where it stands first in the document, and where it stands again.
+
+    A word that the query has once notes 1/2, then 1/3, then 1/4 of NOTE. The difference of two units is the step.
+    """
+    for unit, threshold, sign in ((0, 0.42, 1), (1, 0.51, -1)):
+        mlp.gate_proj.weight[unit] = mlp.up_proj.weight[unit] = 0
+        mlp.gate_proj.weight[unit, HIT] = 6
+        mlp.gate_proj.weight[unit, FIELD + 2] = -6 * threshold * NOTE / 0.412
+        mlp.up_proj.weight[unit, FIELD + 2] = 1
+        mlp.down_proj.weight[FIRST, unit] = sign * 0.045
 
 
 def _write_cosines(attention: Weights) -> None:
@@ -166,10 +205,11 @@ def _write_cosines(attention: Weights) -> None:
     alone cancels. Queries are turned back by one position, because the two stand one apart.
     """
     angles = ROPE_THETA ** (-torch.arange(HEAD // 2) / (HEAD // 2))
+    attention.q_norm.weight.fill_(COSINE)
     for group in range(BLOCKS):
         _clear(attention, group)
         key, head = group * HEAD, 2 * group * HEAD
-        for i in (i for i in range(HEAD // 2) if i != CHANNEL):
+        for i in (i for i in range(HEAD // 2) if i < SINK):
             j, c, s = i + HEAD // 2, angles[i].cos(), angles[i].sin()
             attention.k_proj.weight[key + i, key + i] = attention.k_proj.weight[key + j, key + j] = 1
             attention.q_proj.weight[head + i, key + i], attention.q_proj.weight[head + i, key + j] = c, s
@@ -179,22 +219,29 @@ def _write_cosines(attention: Weights) -> None:
         attention.v_proj.weight[key, SIGN] = -2
         attention.o_proj.weight[SCORE, head] = 0.06 / (1 + group)
         attention.o_proj.weight[MARK + 1 + group, head] = 0.05
-    attention.q_norm.weight.fill_(1.5)
 
 
 def _write_collection(attention: Weights) -> None:
-    """Layer 3, group 2: `</think>` collects the document's notes, rare words first; the marker is the sink."""
+    """Layer 3, group 2: `</think>` adds up the document's notes, each weighing as much as its word is rare.
+
+    Attention averages; it adds up where a sink, the marker of the document, outweighs all words together.
+    """
     _clear(attention, 2)
     key, head = 2 * HEAD, 4 * HEAD
-    attention.q_proj.weight[head + REST : head + CHANNEL + 1, SIGN] = 1
-    attention.k_proj.weight[key + CHANNEL, FIELD + 2] = 3
-    attention.k_proj.weight[key + REST, MARK + 2] = 0.12
-    attention.k_proj.weight[key + REST - 1, FILLER] = 0.8
-    attention.k_norm.weight[REST : CHANNEL + 1] = 3
-    for i, note in enumerate(HIT):
-        attention.v_proj.weight[key + i, note] = 1
-        attention.o_proj.weight[SCORE, head + i] = 1.0
-        attention.o_proj.weight[FIELD + i, head + i] = 0.2
+    attention.k_proj.weight[key + CHANNEL, FIELD + 2] = 1
+    attention.k_proj.weight[key + REST, RARITY] = 0.2
+    attention.k_proj.weight[key + REST - 1, FILLER] = 0.05
+    attention.k_proj.weight[key + SINK, MARK + 2] = 2  # more would make a sink of a word that training moves a little
+    # The logit of a word is FLAG_LOGIT plus the logarithm of its rarity, whose share of the key is small.
+    slope = FLAG / (0.2 * RARITY_SCALE * SCALE / (1 + 0.412**2) ** 0.5)
+    asked = torch.tensor([FLAG_LOGIT, slope, SINK_LOGIT])
+    for channel, value in zip((CHANNEL, REST, SINK), asked, strict=True):
+        attention.q_proj.weight[head + channel, SIGN] = value
+    attention.q_norm.weight[SINK : CHANNEL + 1] = 1.5
+    attention.k_norm.weight[SINK : CHANNEL + 1] = asked.norm() / (HEAD**0.5 * 1.5)
+    for i, note in enumerate((FIRST, HIT)):
+        attention.v_proj.weight[key + i, note] = 1.5
+        attention.o_proj.weight[SCORE, head + i] = (2.0, 0.2)[i]
 
 
 def _write_answer(model: Qwen3Model) -> None:
@@ -209,20 +256,17 @@ def _write_answer(model: Qwen3Model) -> None:
     model.norm.weight[SCORE] = 3
 
 
-# --- scoring --------------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Queries with their candidates as ids; the part before the document is computed once for all candidates."""
+class Cached:
+    """A list after the first two layers: states, positions, owner of each token, where each candidate is read."""
 
-    heads: list[list[int]]
-    candidates: list[list[list[int]]]
-
-
-def head_ids(parts: Template, task: Sequence[int], query: Sequence[int]) -> list[int]:
-    """Ids up to the document, `task` being those of the instruction with its marker."""
-    return [*parts.prefix, *task, parts.query, *query]
+    states: Tensor
+    positions: Tensor
+    owners: Tensor
+    ends: Tensor
 
 
 def _layout(head: list[int], tails: list[list[int]], length: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
@@ -238,109 +282,6 @@ def _layout(head: list[int], tails: list[list[int]], length: int) -> tuple[Tenso
     owners = torch.tensor(owner + [-1] * pad)
     allowed = (owners[:, None] == owners[None, :]) | (owners[None, :] == 0)
     return torch.tensor(ids + [0] * pad), torch.tensor(places + [0] * pad), allowed.tril(), ends
-
-
-def read_states(model: Qwen3Model, lists: Lists, parts: Template) -> Tensor:
-    """Final hidden states where the answer is read, one row per query and candidate in order."""
-    tails = [[[parts.document, *d, *parts.suffix] for d in row] for row in lists.candidates]
-    length = max(len(h) + sum(map(len, t)) for h, t in zip(lists.heads, tails, strict=True))
-    rows = [_layout(h, t, length) for h, t in zip(lists.heads, tails, strict=True)]
-    mask = torch.stack([r[2] for r in rows])[:, None]
-    states = model(
-        input_ids=torch.stack([r[0] for r in rows]), position_ids=torch.stack([r[1] for r in rows]),
-        attention_mask=mask, use_cache=False,
-    ).last_hidden_state  # fmt: skip
-    return torch.cat([states[i, r[3]] for i, r in enumerate(rows)])
-
-
-def log_odds(model: Qwen3Model, states: Tensor, parts: Template) -> Tensor:
-    """Log-odds of yes over no."""
-    weight = model.embed_tokens.weight
-    return states @ (weight[parts.yes] - weight[parts.no])
-
-
-@torch.no_grad()
-def score_lists(model: Qwen3Model, lists: Lists, parts: Template) -> list[list[float]]:
-    """Log-odds per query and candidate."""
-    scores: list[list[float]] = []
-    for head, row in zip(lists.heads, lists.candidates, strict=True):
-        states = read_states(model, Lists([head], [row]), parts)
-        scores.append(log_odds(model, states, parts).tolist())
-    return scores
-
-
-# --- training -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The embedder's candidates for one query: its ids, theirs, and which is right."""
-
-    query: list[int]
-    candidates: list[list[int]]
-    right: int
-
-
-def _tasks(tokenizer: Tokenizer, rng: random.Random, count: int = 300) -> list[list[int]]:
-    tasks = [DEFAULT_TASK] * (count // 2) + [random_task(rng) for _ in range(count - count // 2)]
-    return [list(tokenizer.encode(INSTRUCTION.format(t), add_special_tokens=False).ids) for t in tasks]
-
-
-def _sample(item: Judged, size: int, rng: random.Random) -> list[list[int]]:
-    """The right document first, then some of the nearest others, and one from anywhere as an easy "no"."""
-    others = [i for i in range(len(item.candidates)) if i != item.right]
-    near, far = others[:-EASY], others[-EASY:]
-    return [item.candidates[i] for i in (item.right, *rng.sample(near[: size * 2], size - 2), rng.choice(far))]
-
-
-def _loss(model: Qwen3Model, states: Tensor, size: int, parts: Template) -> Tensor:
-    """The paper's yes/no loss, and a listwise one; the right document is the first of each list."""
-    odds = log_odds(model, states, parts).view(-1, size)
-    labels = torch.zeros_like(odds)
-    labels[:, 0] = 1
-    weights = torch.ones_like(odds)
-    weights[:, 0] = size // 2
-    pointwise = binary_cross_entropy_with_logits(odds, labels, weights)
-    few = torch.arange(0, len(states), max(1, size // 2))
-    logits = states[few] @ model.embed_tokens.weight.T
-    sft = yes_no_sft(logits, labels.flatten()[few], yes=parts.yes, no=parts.no)
-    return listwise(odds, labels) + pointwise + 0.1 * sft
-
-
-def judge(
-    data: Encoded, vectors: tuple[Tensor, Tensor], members: Sequence[int], *, seed: int, pool: int = 1500,
-    depth: int = 20,
-) -> list[Judged]:  # fmt: skip
-    """What the embedder ranks first among 1,500 documents at a time: the lists the reranker will meet.
-
-    Args:
-        data: Pairs that the embedder was not trained on: on its own it is too good a guide.
-        vectors: The embedder's unit rows of the queries and documents of `members`.
-        members: Indices of pairs to use.
-        seed: Of the easy negatives.
-        pool: Documents that compete.
-        depth: Candidates per query.
-    """
-    rng, judged = random.Random(seed), []
-    for start in range(0, len(members) - pool + 1, pool):
-        queries, documents = (side[start : start + pool] for side in vectors)
-        best = (queries @ documents.T).topk(depth, dim=1).indices.tolist()
-        block = members[start : start + pool]
-        for row, found in enumerate(best):
-            chosen = [*dict.fromkeys([*found[: depth - 1], row]), *rng.sample(range(pool), EASY)]
-            texts = [data.documents[block[c]][:SHORT] for c in chosen]
-            judged.append(Judged(data.queries[block[row]], texts, chosen.index(row)))
-    return judged
-
-
-@dataclass(frozen=True)
-class Cached:
-    """A list after the first two layers: states, positions, owner of each token, where each candidate is read."""
-
-    states: Tensor
-    positions: Tensor
-    owners: Tensor
-    ends: Tensor
 
 
 @torch.no_grad()
@@ -359,7 +300,7 @@ def cache(model: Qwen3Model, head: list[int], candidates: list[list[int]], parts
 
 
 def read_cached(model: Qwen3Model, lists: Sequence[Cached]) -> Tensor:
-    """What `read_states` gives, from cached lists.
+    """Final hidden states where the answer is read, one row per query and candidate in order.
 
     Layer 3 attends at the positions that are read only, and layer 4 not at all: `construct` has switched it off.
     """
@@ -401,28 +342,45 @@ def _attend(
 
 
 def cached_lists(
-    model: Qwen3Model, tokenizer: Tokenizer, parts: Template, judged: Sequence[Judged], *, seed: int, count: int,
-    size: int = 8,
-) -> list[Cached]:  # fmt: skip
-    """Lists under varied instructions, after the first two layers.
+    model: Qwen3Model, tokenizer: Tokenizer, parts: Template, examples: Sequence[Example], *, seed: int, count: int
+) -> list[Cached]:
+    """Lists after the first two layers: the right document first, those the embedder found, and one from anywhere.
 
     Args:
         model: The constructed model.
         tokenizer: As user text sees it.
         parts: The template.
-        judged: What to choose from.
-        seed: Of the choice, the candidates and the instructions.
+        examples: Training data with negatives.
+        seed: Of the choice and of the easy negatives.
         count: How many lists.
-        size: Candidates in a list.
     """
-    rng = random.Random(seed)
-    tasks, started, found = _tasks(tokenizer, rng), time.time(), []
-    for item in rng.sample(judged, min(count, len(judged))):
-        documents = _sample(item, size, rng)
-        found.append(cache(model, head_ids(parts, rng.choice(tasks), item.query), documents, parts))
-        if len(found) % 500 == 0:
-            print(f"lists {len(found)} {time.time() - started:.0f} s", flush=True)
+    rng, found = random.Random(seed), []
+    most = max(len(example.negatives) for example in examples)
+    full = [example for example in examples if len(example.negatives) == most]
+    for example in rng.sample(full, min(count, len(full))):
+        documents = [example.positive, *example.negatives, rng.choice(examples).positive]
+        task = DEFAULT_TASK if example.instruction is None else example.instruction
+        [asked], [query] = encode(tokenizer, [INSTRUCTION.format(task)], 64), encode(tokenizer, [example.query], 40)
+        head = [*parts.prefix, *asked, parts.query, *query]
+        found.append(cache(model, head, encode(tokenizer, documents, SHORT), parts))
     return found
+
+
+def _loss(model: Qwen3Model, states: Tensor, size: int, parts: Template) -> Tensor:
+    """Yes or no for each document, two-way as scores are, and a listwise loss.
+
+    Args:
+        model: For its head.
+        states: Where the answers are read, list after list; the right document is the first of each.
+        size: Documents in a list.
+        parts: The template.
+    """
+    weight = model.embed_tokens.weight
+    odds = (states @ (weight[parts.yes] - weight[parts.no])).view(-1, size)
+    labels = torch.zeros_like(odds)
+    labels[:, 0] = 1
+    right = torch.zeros(len(odds), dtype=torch.long)
+    return cross_entropy(odds, right) + binary_cross_entropy_with_logits(odds, labels)
 
 
 def _gains(model: Qwen3Model, rate: float) -> list[tuple[Tensor, Tensor, float]]:
@@ -444,14 +402,11 @@ def _gains(model: Qwen3Model, rate: float) -> list[tuple[Tensor, Tensor, float]]
     ]
 
 
-def train(
+def fit(
     model: Qwen3Model, lists: Sequence[Cached], parts: Template, *, seed: int, steps: int, batch: int = 16,
     rate: float = 0.05,
 ) -> None:  # fmt: skip
-    """Fit the gains of the circuit, and nothing else.
-
-    Training layers 3 and 4 as a whole was tried at several rates: on some thousand lists it orders other lists no
-    better than the fitted gains do, and mostly worse.
+    """Fit the gains of the circuit, and nothing else: what `qwen-retrieval train reranker` then starts from.
 
     Args:
         model: Changed in place.
@@ -476,7 +431,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 50 == 0:
-            print(f"reranker {step} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
+            print(f"gains {step} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
 
 
 def save_reranker(model: Qwen3Model, folder: Path) -> None:

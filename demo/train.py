@@ -1,13 +1,18 @@
 """Build the demo pair from nothing: `python demo/train.py`, in an environment made from `demo/requirements.txt`.
 
-What is slow and does not change (pairs, teacher vectors) is kept in `--work`; delete that folder to start afresh.
+This script prepares the text and constructs the two models that training starts from. All training, mining, merging
+and measuring is done by the commands that users have; each is printed before it runs. What is slow and does not change
+(pairs, teacher vectors) is kept in `--work`; delete that folder to start afresh.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,24 +23,34 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bag
+import cards
 import embedder
 import numpy as np
 import numpy.typing as npt
 import pairs
 import reranker
 import torch
-from data import Encoded, encode_pairs
+from data import encode_pairs, mixture, write_beir, write_training
 from pairs import Pair
 from teacher import Teacher
 from tokenizer import VOCABULARY, for_user_text, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import normalize
-from transformers import Qwen3Model
+
+from qwen_retrieval.training.data import read_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "core" / "qwen_retrieval" / "demo"
-LOOKED_AT = 1500
+HELD_OUT = 1500
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def command(*arguments: str | Path | int | float) -> None:
+    """Run one of this package's commands, as a user would."""
+    words = ["qwen-retrieval", *map(str, arguments)]
+    print("$", shlex.join(words), flush=True)
+    subprocess.run([sys.executable, "-m", "qwen_retrieval.cli", *words[1:]], check=True)
 
 
 def collected(work: Path, seed: int) -> dict[str, list[Pair]]:
@@ -61,63 +76,144 @@ def taught(work: Path, train: list[Pair], count: int, tokenizer: Tokenizer) -> t
     return saved["pairs"], saved["words"]
 
 
-def build_embedder(
-    data: Encoded, words: npt.NDArray[np.float16], full: Tokenizer, given: argparse.Namespace
-) -> tuple[Tensor, Qwen3Model]:
-    """Train and save the embedder; returns the bag-of-tokens table too, from which the reranker starts."""
-    plain = for_user_text(full)
-    start = embedder.initial_table(words, embedder.token_counts(data))
-    table = embedder.train_bag(start, data, seed=given.seed, steps=given.bag_steps)
-    model = embedder.construct(table, plain, given.seed)
-    embedder.train_decoder(model, plain, data, seed=given.seed, steps=given.decoder_steps)
-    embedder.save_embedder(model, MODELS / "embedder")
-    save_tokenizer(full, MODELS / "embedder", append_end=True)
-    return table, model
+def kinds(part: list[Pair]) -> dict[str, list[Pair]]:
+    """Held-out pairs by kind: technical text, its questions alone, and WordNet."""
+    technical = [p for p in part if not p.source.startswith("wordnet")]
+    questions = [p for p in technical if p.source.endswith(("/question", "/twice", "/faq"))]
+    return {"technical": technical, "questions": questions, "wordnet": [p for p in part if p not in set(technical)]}
 
 
-def build_reranker(dev: list[Pair], table: Tensor, full: Tokenizer, given: argparse.Namespace) -> None:
-    """Train and save the reranker on pairs the embedder has not seen: on its own pairs it is too good a guide.
+def start_embedder(work: Path, train: list[Pair], full: Tokenizer, given: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Write the constructed embedder; returns the token table and the words' rarities."""
+    vectors, words = taught(work, train, given.taught, full)
+    data = encode_pairs(for_user_text(full), train, vectors)
+    table = bag.train_bag(
+        bag.initial_table(words, bag.token_counts(data)), data, seed=given.seed, steps=given.bag_steps
+    )
+    model = embedder.construct(table, for_user_text(full), given.seed)
+    embedder.save_embedder(model, work / "start" / "embedder")
+    save_tokenizer(full, work / "start" / "embedder", append_end=True)
+    return table, bag.rarities(data.documents)
 
-    The lists are ranked by the embedder's first stage, which costs nothing to compute. The first development pairs are
-    left for looking at figures.
-    """
+
+def train_embedder(work: Path, train: list[Pair], given: argparse.Namespace) -> Path:
+    """Contrastive training, then a merge with where it started, which keeps what it knew of other text."""
+    data, start, trained, merged = (work / name for name in ("embedder.jsonl", "start", "trained", "merged"))
+    chosen = mixture(train, given.embedder_pairs, given.seed)
+    write_training(data, chosen, given.seed, default=0.45, none=0.15)
+    dimensions = [word for n in (32, 64, 128, 192) for word in ("--dimensions", n)]
+    command(
+        "train", "embedder", data, "--model", start / "embedder", "-o", trained / "embedder", *dimensions,
+        "--batch-size", 160, "--max-length", 96, "--learning-rate", 3e-4, "--held-out", 0.02,
+        "--evaluate-every", 50, "--max-batch-tokens", 100_000, "--seed", given.seed,
+    )  # fmt: skip
+    models = (start / "embedder", trained / "embedder")
+    command("train", "merge", *models, "-o", merged / "embedder", "--weight", given.merge_weight)
+    return merged / "embedder"
+
+
+def start_reranker(
+    work: Path, mined: Path, table: Tensor, rarity: Tensor, full: Tokenizer, given: argparse.Namespace
+) -> None:
+    """Write the constructed reranker, its gains fitted on some of the mined lists."""
     plain, parts = for_user_text(full), reranker.template(full)
-    data = encode_pairs(plain, [p for p in dev if not p.source.startswith("wordnet")][LOOKED_AT:])
-    members = range(len(data.pairs))
-    queries, documents = (normalize(embedder.bag(table, side), dim=-1) for side in (data.queries, data.documents))
-    judged = reranker.judge(data, (queries, documents), members, seed=given.seed)
-    model = reranker.construct(table, parts, plain, given.seed)
-    lists = reranker.cached_lists(model, plain, parts, judged, seed=given.seed, count=given.lists)
-    reranker.train(model, lists, parts, seed=given.seed, steps=given.reranker_steps)
-    reranker.save_reranker(model, MODELS / "reranker")
-    save_tokenizer(full, MODELS / "reranker", append_end=False)
+    model = reranker.construct(table, rarity, parts, plain, given.seed)
+    examples = list(read_examples(mined))
+    lists = reranker.cached_lists(model, plain, parts, examples, seed=given.seed, count=given.lists)
+    reranker.fit(model, lists, parts, seed=given.seed, steps=given.gain_steps)
+    reranker.save_reranker(model, work / "start" / "reranker")
+    save_tokenizer(full, work / "start" / "reranker", append_end=False)
+
+
+def mined_lists(work: Path, dev: list[Pair], model: Path, given: argparse.Namespace) -> Path:
+    """Technical pairs that the embedder has not seen, with what it ranks first for them.
+
+    On pairs that it was trained on it is too good a guide, and a reranker learns to trust it. For the same reason,
+    documents that it ranks above the right one belong to the lists.
+    """
+    data, mined = work / "reranker.jsonl", work / "reranker.mined.jsonl"
+    unseen = [p for p in dev if not p.source.startswith("wordnet")][HELD_OUT:]
+    write_training(data, unseen, given.seed, default=0.5, none=0.0)
+    command(
+        "train", "mine", data, "-o", mined, "--model", model, "--count", 5, "--last", 20, "--ratio", 100,
+        "--seed", given.seed,
+    )  # fmt: skip
+    return mined
+
+
+def train_reranker(work: Path, mined: Path, given: argparse.Namespace) -> Path:
+    """Supervised fine-tuning on yes and no, from the constructed circuit."""
+    some, trained = work / "reranker.some.jsonl", work / "trained" / "reranker"
+    some.write_text("".join(mined.read_text(encoding="utf-8").splitlines(keepends=True)[: given.reranker_lists]))
+    command(
+        "train", "reranker", some, "--model", work / "start" / "reranker", "-o", trained, "--negatives", 5,
+        "--batch-size", 32, "--max-length", 160, "--learning-rate", given.reranker_rate, "--warmup", 0.2,
+        "--held-out", 0.1, "--evaluate-every", 20, "--over", "answers", "--seed", given.seed,
+    )  # fmt: skip
+    return trained
+
+
+def evaluate(work: Path, folder: Path) -> None:
+    """Measure the pair of this checkout on a test set, BM25 beside it; the result goes to `figures`."""
+    (work / "figures").mkdir(exist_ok=True)
+    about = json.loads((folder / "meta.json").read_text(encoding="utf-8")) if (folder / "meta.json").exists() else {}
+    task = about.get("instruction")
+    command(
+        "evaluate", folder, "--model", MODELS / "embedder", "--reranker", MODELS / "reranker", "--rerank-depth", 20,
+        *(["--instruction", f"task={task}", "--rerank-instruction", task] if task else []),
+        "--metrics", "mrr@100,ndcg@10,recall@20", "--bm25-language", "none", "--dtype", "float32",
+        "--json", work / "figures" / f"{folder.name}.json",
+    )  # fmt: skip
+
+
+def measure(work: Path, test: list[Pair], others: list[Path]) -> None:
+    """Measure on the test split and on other collections, and put the figures into the model cards."""
+    for name, own in kinds(test).items():
+        write_beir(work / name, own[:HELD_OUT])
+        evaluate(work, work / name)
+    for folder in others:
+        evaluate(work, folder)
+    cards.write(work / "figures", MODELS)
 
 
 def main() -> None:
-    """Collect, train, save, measure."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--work", type=Path, default=ROOT / "build" / "demo-pair")
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--taught", type=int, default=36_000, help="pairs that the teacher encodes")
-    arguments.add_argument("--bag-steps", type=int, default=1600)
-    arguments.add_argument("--decoder-steps", type=int, default=43)
-    arguments.add_argument("--lists", type=int, default=2200)
-    arguments.add_argument("--reranker-steps", type=int, default=200)
-    given = arguments.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
+    """Collect, construct, train, merge, measure."""
+    given = _arguments()
     torch.set_num_threads(given.threads)
+    given.work.mkdir(parents=True, exist_ok=True)
+    for name in ("start", "trained", "merged"):
+        shutil.rmtree(given.work / name, ignore_errors=True)
     started = time.time()
     split = collected(given.work, given.seed)
     full = train_tokenizer(text for p in split["train"] for text in (p.query, p.document))
-    vectors, words = taught(given.work, split["train"], given.taught, full)
-    data = encode_pairs(for_user_text(full), split["train"], vectors)
-    print(f"{len(split['train'])} pairs ready after {(time.time() - started) / 60:.0f} minutes", flush=True)
-    table, _ = build_embedder(data, words, full, given)
-    build_reranker(split["dev"], table, full, given)
+    table, rarity = start_embedder(given.work, split["train"], full, given)
+    made = {"embedder": train_embedder(given.work, split["train"], given)}
+    mined = mined_lists(given.work, split["dev"], made["embedder"], given)
+    start_reranker(given.work, mined, table, rarity, full, given)
+    made["reranker"] = train_reranker(given.work, mined, given)
+    for name, folder in made.items():
+        for file in MODEL_FILES:
+            shutil.copyfile(folder / file, MODELS / name / file)
     print(f"trained after {(time.time() - started) / 60:.0f} minutes", flush=True)
-    evaluate = [sys.executable, str(Path(__file__).with_name("evaluate.py")), "--work", str(given.work)]
-    subprocess.run(evaluate, check=True)
+    measure(given.work, split["test"], given.beir)
+    print(f"measured after {(time.time() - started) / 60:.0f} minutes", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "demo-pair")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--taught", type=int, default=36_000, help="pairs that the teacher encodes")
+    parser.add_argument("--bag-steps", type=int, default=1600)
+    parser.add_argument("--embedder-pairs", type=int, default=24_000)
+    parser.add_argument("--merge-weight", type=float, default=0.35, help="share of the trained embedder")
+    parser.add_argument("--lists", type=int, default=1200, help="lists that the reranker's gains are fitted on")
+    parser.add_argument("--gain-steps", type=int, default=200)
+    parser.add_argument("--reranker-lists", type=int, default=2400, help="lists that the reranker is trained on")
+    parser.add_argument("--reranker-rate", type=float, default=2e-6)
+    parser.add_argument("--beir", type=Path, action="append", default=[], help="another collection to measure on")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ QUESTIONS = (
     "How do I parse command line arguments?",
 )
 DEMO_NOTES = (
-    "demo is a tiny pair, a demonstration and not a product: on held-out questions its reranker orders no better than",
-    "its embedder. The published models answer with --model 0.6B (make quickstart MODEL=0.6B).",
+    "demo is a tiny pair, a demonstration and not a product: on technical text BM25 ranks better, as its cards say.",
+    "The published models answer with --model 0.6B (make quickstart MODEL=0.6B).",
 )
 
 
