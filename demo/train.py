@@ -8,6 +8,8 @@ and measuring is done by the commands that users have; each is printed before it
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -50,12 +52,13 @@ def command(*arguments: str | Path | int | float) -> None:
     """Run one of this package's commands, as a user would."""
     words = ["qwen-retrieval", *map(str, arguments)]
     print("$", shlex.join(words), flush=True)
-    subprocess.run([sys.executable, "-m", "qwen_retrieval.cli", *words[1:]], check=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # float32 sums depend on it
+    subprocess.run([sys.executable, "-m", "qwen_retrieval.cli", *words[1:]], check=True, env=os.environ | threads)
 
 
 def collected(work: Path, seed: int) -> dict[str, list[Pair]]:
     """The pairs by split, made once."""
-    path = work / "pairs.pickle"
+    path = work / f"pairs.{seed}.pickle"
     if not path.exists():
         split = pairs.split(pairs.collect(pairs.unpack_debian(work / "debian"), seed))
         path.write_bytes(pickle.dumps(split))
@@ -65,7 +68,8 @@ def collected(work: Path, seed: int) -> dict[str, list[Pair]]:
 
 def taught(work: Path, train: list[Pair], count: int, tokenizer: Tokenizer) -> tuple[npt.NDArray[np.float16], ...]:
     """The teacher's vectors of the first `count` training pairs and of every vocabulary string, made once."""
-    path = work / "teacher.npz"
+    texts = "".join(f"{p.query}\n{p.document}\n" for p in train[:count]) + tokenizer.to_str()
+    path = work / f"teacher.{hashlib.sha256(texts.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         teacher = Teacher()
         sides = ([p.query for p in train[:count]], [p.document for p in train[:count]])
@@ -144,7 +148,8 @@ def mined_lists(work: Path, dev: list[Pair], model: Path, given: argparse.Namesp
 def train_reranker(work: Path, mined: Path, given: argparse.Namespace) -> Path:
     """Supervised fine-tuning on yes and no, from the constructed circuit."""
     some, trained = work / "reranker.some.jsonl", work / "trained" / "reranker"
-    some.write_text("".join(mined.read_text(encoding="utf-8").splitlines(keepends=True)[: given.reranker_lists]))
+    with mined.open("rb") as lines:
+        some.write_bytes(b"".join(itertools.islice(lines, given.reranker_lists)))
     command(
         "train", "reranker", some, "--model", work / "start" / "reranker", "-o", trained, "--negatives", 5,
         "--batch-size", 32, "--max-length", 160, "--learning-rate", given.reranker_rate, "--warmup", 0.2,
@@ -153,26 +158,33 @@ def train_reranker(work: Path, mined: Path, given: argparse.Namespace) -> Path:
     return trained
 
 
-def evaluate(work: Path, folder: Path) -> None:
-    """Measure the pair of this checkout on a test set, BM25 beside it; the result goes to `figures`."""
+def evaluate(work: Path, made: dict[str, Path], folder: Path) -> None:
+    """Measure the pair on a test set, BM25 beside it; the result goes to `figures`."""
     (work / "figures").mkdir(exist_ok=True)
     about = json.loads((folder / "meta.json").read_text(encoding="utf-8")) if (folder / "meta.json").exists() else {}
     task = about.get("instruction")
     command(
-        "evaluate", folder, "--model", MODELS / "embedder", "--reranker", MODELS / "reranker", "--rerank-depth", 20,
+        "evaluate", folder, "--model", made["embedder"], "--reranker", made["reranker"], "--rerank-depth", 20,
         *(["--instruction", f"task={task}", "--rerank-instruction", task] if task else []),
         "--metrics", "mrr@100,ndcg@10,recall@20", "--bm25-language", "none", "--dtype", "float32",
         "--json", work / "figures" / f"{folder.name}.json",
     )  # fmt: skip
 
 
-def measure(work: Path, test: list[Pair], others: list[Path]) -> None:
-    """Measure on the test split and on other collections, and put the figures into the model cards."""
+def measure(work: Path, made: dict[str, Path], test: list[Pair], others: list[Path]) -> None:
+    """Measure on the test split and on other collections."""
     for name, own in kinds(test).items():
         write_beir(work / name, own[:HELD_OUT])
-        evaluate(work, work / name)
+        evaluate(work, made, work / name)
     for folder in others:
-        evaluate(work, folder)
+        evaluate(work, made, folder)
+
+
+def install(work: Path, made: dict[str, Path]) -> None:
+    """Put the models into the package, with cards of their own figures."""
+    for name, folder in made.items():
+        for file in MODEL_FILES:
+            shutil.copyfile(folder / file, MODELS / name / file)
     cards.write(work / "figures", MODELS)
 
 
@@ -181,7 +193,7 @@ def main() -> None:
     given = _arguments()
     torch.set_num_threads(given.threads)
     given.work.mkdir(parents=True, exist_ok=True)
-    for name in ("start", "trained", "merged"):
+    for name in ("start", "trained", "merged", "figures"):
         shutil.rmtree(given.work / name, ignore_errors=True)
     started = time.time()
     split = collected(given.work, given.seed)
@@ -191,11 +203,9 @@ def main() -> None:
     mined = mined_lists(given.work, split["dev"], made["embedder"], given)
     start_reranker(given.work, mined, table, rarity, full, given)
     made["reranker"] = train_reranker(given.work, mined, given)
-    for name, folder in made.items():
-        for file in MODEL_FILES:
-            shutil.copyfile(folder / file, MODELS / name / file)
     print(f"trained after {(time.time() - started) / 60:.0f} minutes", flush=True)
-    measure(given.work, split["test"], given.beir)
+    measure(given.work, made, split["test"], given.beir)
+    install(given.work, made)
     print(f"measured after {(time.time() - started) / 60:.0f} minutes", flush=True)
 
 
@@ -213,7 +223,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reranker-lists", type=int, default=2400, help="lists that the reranker is trained on")
     parser.add_argument("--reranker-rate", type=float, default=2e-6)
     parser.add_argument("--beir", type=Path, action="append", default=[], help="another collection to measure on")
-    return parser.parse_args()
+    given = parser.parse_args()
+    names = [folder.name for folder in given.beir]
+    if len({*names, *cards.OWN}) < len(names) + len(cards.OWN):
+        parser.error(f"--beir wants folders with names of their own, other than {', '.join(cards.OWN)}")
+    return given
 
 
 if __name__ == "__main__":

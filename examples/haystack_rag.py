@@ -58,7 +58,7 @@ rag.connect("text_embedder.embedding", "retriever.query_embedding")
 rag.connect("retriever.documents", "ranker.documents")
 rag.connect("ranker.documents", "prompt_builder.documents")
 
-question = "How do I delete a folder and everything in it?"
+question = "How do I delete an entire directory?"
 result = rag.run(
     {"text_embedder": {"text": question}, "ranker": {"query": question}, "prompt_builder": {"question": question}},
     include_outputs_from={"ranker"},

@@ -14,9 +14,9 @@ from qwen_retrieval import Embedder, Reranker
 
 MODULES = {"copy", "csv", "glob", "gzip", "heapq", "json", "os", "pathlib", "shutil", "tempfile", "timeit", "zipfile"}
 QUESTIONS = (
-    "How do I delete a folder and everything in it?",
-    "create a temporary directory",
     "find the n largest items of a list",
+    "create a temporary directory",
+    "compress data with gzip",
 )
 
 parser = argparse.ArgumentParser()

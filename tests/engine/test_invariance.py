@@ -66,6 +66,7 @@ dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 bits = pytest.mark.xfail(
     not (CPU_INFO.exists() and "AuthenticAMD" in CPU_INFO.read_text(encoding="utf-8")),
     reason="which bits kernels give was measured on AMD processors only; elsewhere loading finds out",
+    raises=(AssertionError, ModelError),
     strict=False,
 )
 

@@ -330,7 +330,7 @@ class TestPipeline:
     @pytest.mark.slow
     def test_worker_processes_load_the_model_by_name(self) -> None:
         # https://github.com/run-llama/llama_index/issues/13497: no attribute "_model" in the workers
-        embed = QwenEmbedding(model_name="demo", dimensions=32, token=SecretStr("secret"))
+        embed = QwenEmbedding(model_name="demo", dimensions=32, dtype="float32", token=SecretStr("secret"))
         expected = embed.get_text_embedding_batch(TEXTS)
         pipeline = IngestionPipeline(transformations=[embed])
         found = vectors(pipeline.run(documents=documents(), num_workers=2))

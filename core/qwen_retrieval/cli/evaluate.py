@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from qwen_retrieval.instructions import PRESETS, looks_like_a_name, tasks
+from qwen_retrieval.instructions import PRESETS, looks_like_a_name, resolve_instruction, tasks
 
 from . import display
 from .options import MODEL_HELP, SMALLEST, LoadOptions, check_instruction, load_embedder, load_reranker
@@ -190,8 +190,15 @@ def parse_instructions(values: Sequence[str]) -> dict[str, str | None]:
             name = match["name"] if match else part
             if not name or name in named:
                 raise typer.BadParameter(f"--instruction {name!r} is given twice or empty")
-            named[name] = match["text"] if match else special.get(name, name)
+            named[name] = _sentence(match["text"]) if match else special.get(name, name)
     return named
+
+
+def _sentence(text: str) -> str:
+    try:
+        return resolve_instruction(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _dataset(

@@ -30,7 +30,7 @@ QUESTIONS = (
     "How do I parse command line arguments?",
 )
 DEMO_NOTES = (
-    "demo is a tiny pair, a demonstration and not a product: on technical text BM25 ranks better, as its cards say.",
+    "demo is a tiny pair, a demonstration and not a product: its cards have its figures, BM25's beside them.",
     "The published models answer with --model 0.6B (make quickstart MODEL=0.6B).",
 )
 

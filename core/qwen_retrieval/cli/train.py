@@ -223,9 +223,12 @@ def mine(
     if not examples:
         raise ValueError(f"{data} has no examples")
     documents = [example.positive for example in examples] if corpus is None else _corpus(corpus, field)
-    with load_embedder(model, load) as embedder, display.progress("mining", len(examples)) as update:
+    with (
+        load_embedder(model, load) as embedder,
+        open_lines(output) as handle,  # before the work, which would be lost if it could not be written
+        display.progress("mining", len(examples)) as update,
+    ):
         mined = list(mine_negatives(embedder, examples, documents, settings, update=update))
-    with open_lines(output) as handle:
         write_examples(mined, handle)
     _tell_mined([len(example.negatives) for example in mined], output)
 

@@ -27,8 +27,8 @@ Indices = npt.NDArray[np.int64]
 FIELDS = ("query", "positive", "negatives", "instruction", "task", "meta")
 """What a line may have, in the order in which it is written."""
 
-PART_TOKENS = 4096
-"""Tokens that are padded together, even where memory allows for more: in small parts, lengths are alike."""
+PART_TOKENS, ALIKE = 4096, 0.9
+"""A part of so many tokens takes in no input shorter than `ALIKE` times its longest: padding costs time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ def epoch_batches(indices: Indices, groups: Indices, batch_size: int, *, seed: i
 
 
 def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Divide inputs into parts of alike lengths, each of at most `max_tokens` tokens with its padding.
+    """Divide inputs into parts of at most `max_tokens` tokens with padding, and of alike lengths once they are large.
 
     Args:
         lengths: Tokens of each input.
@@ -261,7 +261,10 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """
     parts: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= max_tokens:
+        longest = lengths[parts[-1][0]] if parts else 0
+        padded = len(parts[-1]) * longest if parts else 0
+        is_alike = padded < PART_TOKENS or lengths[index] >= ALIKE * longest
+        if parts and padded + longest <= max_tokens and is_alike:
             parts[-1].append(index)
         else:
             parts.append([index])

@@ -17,7 +17,7 @@ from qwen_retrieval.templates import EmbeddingTemplate, Encoded
 from qwen_retrieval.tokenizer import HubTokenizer
 from qwen_retrieval.types import TokenIds
 
-from .data import PART_TOKENS, Example, cut_by_tokens
+from .data import Example, cut_by_tokens
 from .loop import History, LoopSettings, Report
 from .losses import DEFAULTS, InfoNCESettings, info_nce, matryoshka
 from .modules import write_embedding_modules
@@ -95,7 +95,7 @@ class EmbedderObjective:
         """See `loop.Objective`; parts of a batch have random states of their own, so dropout is the same twice."""
         batch = self._encode(examples)
         lengths, most = [len(ids) for ids in batch.inputs], self._settings.max_batch_tokens
-        parts = cut_by_tokens(lengths, min(most, PART_TOKENS))
+        parts = cut_by_tokens(lengths, most)
         if backward and sum(len(part) * lengths[part[0]] for part in parts) <= most:  # nothing is computed twice
             loss = self._loss(self._embed(batch.inputs, parts, seed), batch)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -38,7 +38,7 @@ class MiningSettings:
         last: Ranks from this one on are not taken; the wider the window, the easier the negatives.
         ratio: A negative scores at most this part of what the example's positive scores. Over 1, documents that rank
             above the positive are taken too: false ones among them harm an embedder, but a reranker that never meets
-            its embedder's mistakes learns to repeat them.
+            its embedder's mistakes learns to repeat them. Of a positive that scores nearly 0, it is nearly 0 too.
         margin: If it is not 0, a negative also scores at least this much less than the positive.
         seed: Which documents of the window are taken.
     """

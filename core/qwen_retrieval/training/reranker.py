@@ -15,7 +15,7 @@ from qwen_retrieval.specs import match_reranking
 from qwen_retrieval.templates import Encoded, RerankingTemplate
 from qwen_retrieval.tokenizer import HubTokenizer
 
-from .data import PART_TOKENS, Example, cut_by_tokens
+from .data import Example, cut_by_tokens
 from .loop import History, LoopSettings, Report
 from .losses import AnswerSpace, last_logits, yes_no_loss
 from .modules import write_reranking_modules
@@ -79,7 +79,7 @@ class RerankerObjective:
     def loss(self, examples: Sequence[Example], *, seed: int, backward: bool) -> float:
         """See `loop.Objective`: the mean over all pairs, each part of them on its own."""
         inputs, labels = self._encode(examples)
-        parts = cut_by_tokens([len(ids) for ids in inputs], min(self._settings.max_batch_tokens, PART_TOKENS))
+        parts = cut_by_tokens([len(ids) for ids in inputs], self._settings.max_batch_tokens)
         total = 0.0
         for number, part in enumerate(parts):
             torch.manual_seed(seed + number)

@@ -16,7 +16,7 @@ from qwen_retrieval.specs import resolve_model
 from qwen_retrieval.templates import Encoded
 
 from .checkpoints import Base, Kind, model_card, replaced_folder, write_checkpoint
-from .data import ExampleFile, hold_out
+from .data import PART_TOKENS, ExampleFile, hold_out
 from .loop import History, LoopSettings, Objective, Report, train
 from .tuning import TuningSettings, merged, save_adapters
 
@@ -85,6 +85,7 @@ def run(
         )
     kept = {name: value for name, value in trained.all_settings().items() if name not in _NO_INFLUENCE}
     identity = kept | {"kind": trained.kind, "base": trained.base.public_name, "data": file.digest}
+    identity["part_tokens"] = PART_TOKENS  # with others, sums have another order
     loaded = objective()
     history = train(loaded, file, trained.loop, trained.state, identity=identity, report=report)
     _write(trained, loaded.model, file, history, finish)
