@@ -129,9 +129,10 @@ class Embedder(Model):
             batch_invariant: The same text gets the same vector to the last bit whatever shares its batch, which is
                 otherwise true up to rounding; slower where texts begin alike, because shared beginnings are computed
                 in each. On the CPU, in "float32" and "bfloat16", and between processes that have the same kind of
-                processor, versions of torch and this package, dtype and number of threads
-                (`torch.set_num_threads`, which is not to be changed while the model is in memory). Loading computes
-                a few inputs both ways on the machine, and fails where they differ.
+                processor, versions of torch and this package, dtype and number of threads, which stays what it was
+                when the model was loaded (`torch.get_num_threads`). Loading computes a few inputs both ways on the
+                machine, and fails where they differ. `fingerprint` is that of an ordinary model, as it is for all
+                that agree up to rounding: give bits that matter a cache of their own.
             revision: Branch, tag or commit of the repository.
             token: Access token for a gated or private repository.
             cache_dir: Where downloads are kept; by default the hub's own cache.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qwen_retrieval import Embedder, Reranker
-from qwen_retrieval.batching import pack
+from qwen_retrieval.batching import PackedBatch, pack
 from qwen_retrieval.engine.attention import GroupedAttention, Spans
 from qwen_retrieval.engine.decoder import Decoder
 from qwen_retrieval.engine.engine import PackedEngine
@@ -178,6 +178,27 @@ def test_a_model_goes_on_with_the_number_of_threads_that_it_began_with(monkeypat
         np.testing.assert_array_equal(model.embed_documents(TEXTS), before)
         loaded.release()
     assert seen == [2, 2]
+
+
+@bits
+@pytest.mark.usefixtures("threads")
+@with_threads(2)
+def test_a_model_computes_with_the_number_of_threads_that_it_was_loaded_and_checked_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread that begins to compute has the number that was set last, whoever set it."""
+    seen: list[int] = []
+    computed = Decoder.last_hidden_states
+
+    def noted(decoder: Decoder, packed: PackedBatch, dtype: torch.dtype) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return computed(decoder, packed, dtype)
+
+    monkeypatch.setattr(Decoder, "last_hidden_states", noted)
+    with embedder("float32") as model:
+        torch.set_num_threads(1)
+        model.embed_documents(TEXTS)
+    assert set(seen) == {2}
 
 
 # ------------------------------------------------------------------------------------------------- the parts

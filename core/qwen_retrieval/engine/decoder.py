@@ -39,12 +39,14 @@ class Strategy:
         plan: What plans attention; by default what is fastest on the device.
         multiply: What multiplies rows by a layer's matrices.
         share: Whether beginnings that inputs have in common are computed once.
+        threads: How many threads torch has to use; None for as many as it uses in the thread that computes.
     """
 
     kernels: Kernels
     plan: AttentionPlanner = plan_attention
     multiply: Product = linear
     share: bool = True
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

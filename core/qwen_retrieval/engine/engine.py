@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -189,6 +189,7 @@ class PackedEngine:
     def _pass(self, batch: list[TokenIds], dtype: torch.dtype) -> FloatArray:
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with self._launching, on_device:  # what is launched within is computed in this order
+            _use_threads(self.decoder.strategy.threads)
             hidden = self._small.last_hidden_states(batch) if self._small and dtype == self.dtype else None
             if hidden is None:
                 packed = pack(batch, share=self.decoder.strategy.share)
@@ -205,6 +206,12 @@ class PackedEngine:
     def _finish(self, hidden: Tensor) -> Tensor:
         """What is asked for, made of the last tokens' hidden states: (n, hidden) float32 -> (n, …) float32."""
         return hidden
+
+
+def _use_threads(wanted: int | None) -> None:
+    """Set torch's number of threads if it is another: in a thread that begins now, it is the process's last setting."""
+    if wanted is not None and torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
 
 
 def _non_finite(rows: FloatArray) -> list[int]:
@@ -320,7 +327,7 @@ def _load(
     pack_layers(weights.layers, computed)
     if not batch_invariant:
         return Decoder(weights, config, device)
-    decoder = Decoder(weights, config, device, invariance.INVARIANT)
+    decoder = Decoder(weights, config, device, replace(invariance.INVARIANT, threads=torch.get_num_threads()))
     invariance.check(decoder, computed)
     return decoder
 
