@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import torch
@@ -33,6 +34,8 @@ CONFIG = DecoderConfig(
 CPU = torch.device("cpu")
 PREFIX = 75
 """Tokens that the documents of one query share when they are reranked."""
+HEAD, QUERY = 17, 16
+"""Tokens of an instruction, and of a query after it."""
 
 
 def inputs(tokens: int, length: int, prefix: int) -> list[TokenIds]:
@@ -70,7 +73,10 @@ def one_layer(
     limit: float = attention.PADDING_LIMIT,
     strategy: decoder.Strategy | None = None,
 ) -> Callable[[], object]:
-    """A decoder's layer on a batch, everything that is made once per batch made; `limit` is of attention's padding."""
+    """A decoder's layer on a batch, everything that is made once per batch made; `limit` is of attention's padding.
+
+    What the batch is behind is random.
+    """
     weights = DecoderWeights(torch.empty(0), [layer], torch.empty(0))
     model = decoder.Decoder(weights, CONFIG, CPU, strategy)
     table = kernels.rope_table(int(batch.positions.max()) + 1, 128, CONFIG.rope_theta, CPU)
@@ -78,7 +84,14 @@ def one_layer(
     with mock.patch.object(attention, "PADDING_LIMIT", limit):
         planned = model.strategy.plan(attention.Spans.of_segments(batch), CPU, dtype)
     hidden = torch.randn(batch.computed_tokens, CONFIG.hidden_size).to(dtype)
-    return lambda: model._layer(layer, hidden.clone(), None, rope, planned)
+    beginning = decoder.Beginning([torch.randn(batch.behind, 2, CONFIG.num_kv_heads, CONFIG.head_dim).to(dtype)])
+    seen = partial(beginning.before, 0) if batch.behind else own_alone
+    return lambda: model._layer(layer, hidden.clone(), None, rope, planned, seen)
+
+
+def own_alone(own: Tensor) -> Tensor:
+    """What attention sees of a batch that is behind nothing."""
+    return own
 
 
 class SlowHeads(kernels.CpuKernels):
@@ -94,19 +107,29 @@ def slow_linear(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def contenders(
-    part: str, texts: list[TokenIds], dtype: torch.dtype
+    part: str, texts: list[TokenIds], head: int, dtype: torch.dtype
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The layer with and without `part`: one of its fast paths, or what it has not by default (the others)."""
+    """The layer with and without `part`: one of its fast paths, or what it has not by default (the others).
+
+    Args:
+        part: One of `PARTS`.
+        texts: The batch.
+        head: How many tokens its inputs begin with in call after call.
+        dtype: What is computed in.
+    """
     plain, batch = random_layer(dtype), pack(texts)
     packed = replace(plain)
     matrices.pack_layers([packed, replace(plain)], dtype)  # the last one keeps a plain qkv
     fast = one_layer(packed, batch, dtype)
+    if part == "beginning":
+        return one_layer(packed, pack(texts, behind=head), dtype), fast
+    if part == "invariant":  # which computes beginnings again, within a batch and in every batch
+        invariant = one_layer(packed, pack(texts, share=False), dtype, strategy=INVARIANT)
+        return invariant, one_layer(packed, pack(texts, behind=head), dtype)
     if part == "int8":
         quantized = replace(plain)
         int8.quantize_layer(quantized)
         return one_layer(quantized, batch, dtype), fast
-    if part == "invariant":
-        return one_layer(packed, pack(texts, share=False), dtype, strategy=INVARIANT), fast
     if part == "heads":
         return fast, one_layer(packed, batch, dtype, strategy=decoder.Strategy(SlowHeads()))
     if part == "groups":  # tried: attention in more groups, almost without padding
@@ -137,7 +160,7 @@ def compare(fast: Callable[[], object], slow: Callable[[], object], rounds: int,
     )
 
 
-PARTS = ("heads", "groups", "linear", "unpacked", "all", "int8", "invariant")
+PARTS = ("heads", "groups", "linear", "unpacked", "all", "beginning", "int8", "invariant")
 
 
 @torch.inference_mode()
@@ -156,14 +179,17 @@ def main() -> None:
         parser.error(f"a part must be one of {', '.join(PARTS)}, but got {', '.join(unknown)}")
     torch.set_num_threads(options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
-    workloads = [(f"documents, {n} asked for", inputs(n, 80 if n > 80 else n, 0)) for n in options.tokens]
-    workloads += [(f"reranking {n} x 80", inputs(n * 80 + PREFIX, 80, PREFIX)) for n in (20, 50)]
+    workloads = [(f"documents, {n} asked for", inputs(n, 80 if n > 80 else n, 0), 0) for n in options.tokens]
+    workloads += [("one query", inputs(HEAD + QUERY, QUERY, HEAD), HEAD)]
+    workloads += [(f"reranking {n} x 80", inputs(n * 80 + PREFIX, 80, PREFIX), PREFIX) for n in (20, 50)]
     for part in options.parts:
         for name in options.dtype:
             dtype = getattr(torch, name)
-            for title, texts in workloads:
+            for title, texts, head in workloads:
+                if part == "beginning" and not head:
+                    continue
                 torch.manual_seed(0)
-                found = compare(*contenders(part, texts, dtype), options.rounds, clock)
+                found = compare(*contenders(part, texts, head, dtype), options.rounds, clock)
                 print(f"{part:9} {name:9} {title:25} {pack(texts).computed_tokens:5,} tokens {found}", flush=True)
 
 

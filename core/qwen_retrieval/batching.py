@@ -58,12 +58,14 @@ class PackedBatch:
         positions: (T,) int64, the place of each token in its input, from 0.
         segments: Which tokens belong together and what they attend to.
         last: (n,) int64, the row of each input's last token, in input order. No two inputs share that row.
+        behind: How many tokens all inputs begin with that are not in here, because they are computed already.
     """
 
     token_ids: IndexArray
     positions: IndexArray
     segments: Segments
     last: IndexArray
+    behind: int = 0
 
     @property
     def tokens(self) -> int:
@@ -198,21 +200,23 @@ def sharing_order(inputs: Sequence[TokenIds], *, share: bool = True) -> SharingO
     return SharingOrder(table.order.tolist(), table.lengths.tolist(), list(accumulate(costs.tolist())))
 
 
-def pack(batch: Sequence[TokenIds], *, share: bool = True) -> PackedBatch:
+def pack(batch: Sequence[TokenIds], *, share: bool = True, behind: int = 0) -> PackedBatch:
     """Lay out a batch so that every shared beginning of MIN_SHARED_TOKENS or more stands once.
 
     Args:
         batch: n inputs of at least one token each. The same input may stand there twice: it still gets a last
             token of its own, as `PackedBatch.last` needs; use `dedupe` to compute it once.
         share: Whether shared beginnings stand once; if not, each input is a segment of its own.
+        behind: How many tokens to leave out of each input: the first ones, which all have in common. At least one token
+            of each input must be left.
 
     Returns:
         The packed batch; of no tokens for no inputs.
 
     Raises:
-        ValueError: An input has no tokens.
+        ValueError: An input has no tokens, or none but those that are left out.
     """
-    table = _Table.of(batch)
+    table = _Table.of([ids[behind:] for ids in batch] if behind else batch)
     # All of these are (s,); `sources` are rows of the table.
     shared = table.shared.tolist() if share else [0] * len(batch)
     sources, depths, lengths, parents = _forest(shared, table.lengths.tolist())
@@ -224,7 +228,8 @@ def pack(batch: Sequence[TokenIds], *, share: bool = True) -> PackedBatch:
     last = np.empty(len(batch), dtype=np.int64)  # (n,)
     # Depth first, the leaves come in the order of the table; a leaf is a segment that ends with its input.
     last[table.order] = ends[depths + lengths == table.lengths[sources]] - 1
-    return PackedBatch(token_ids, positions, Segments(starts, lengths, parents, depths), last)
+    segments = Segments(starts, lengths, parents, depths + behind)
+    return PackedBatch(token_ids, positions + behind, segments, last, behind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ class Model:
         check_count(batch_size, name="batch_size", none="as many as fit")
         self.batch_size = batch_size
         self._worker = loaded.worker if loaded else Worker(run, name=name)
+        self._engines = loaded.engines if loaded else ()
         self._release = loaded.release if loaded else self._worker.close
         self._name = name
         # Then some inputs may have to be refused, before the first is computed.
@@ -110,6 +111,7 @@ class Model:
     def close(self) -> None:
         """Give the model back. The last of its users frees the memory; calls after this raise `ModelClosedError`."""
         self._closed = True
+        self._engines = ()
         self._release()
 
     def __enter__(self) -> Self:
@@ -159,6 +161,7 @@ class Model:
             for part in parts:
                 encoded: list[Encoded] = yield partial(encode, unique[part])
                 ids = call.note(encoded)
+                self._expect(encoded[0])
                 request = self._worker.submit(
                     ids,
                     max_batch_tokens=self.max_batch_tokens,
@@ -178,6 +181,12 @@ class Model:
         if len(unique) < len(inverse):
             call.rows = yield partial(call.rows.take, inverse, axis=0)  # hundreds of MB, perhaps
         return call.rows
+
+    def _expect(self, encoded: Encoded) -> None:
+        """Tell the engines how all inputs of a call begin."""
+        if encoded.head:
+            for engine in self._engines:
+                engine.expect(encoded.ids[: encoded.head])
 
     def _parts(self, sizes: list[int]) -> list[slice]:
         """What of the inputs to tokenise and to submit at a time.

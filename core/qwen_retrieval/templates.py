@@ -40,10 +40,12 @@ class Encoded:
     Attributes:
         ids: What the model sees, from the first token to the last.
         dropped: How many tokens of the caller's text were cut; 0 if everything is there.
+        head: How many of the first ids are template and instruction, and so the same in all inputs of a call.
     """
 
     ids: TokenIds
     dropped: int = 0
+    head: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ class EmbeddingTemplate:
         room = self._max_length - len(head) - len(tail)
         if max(map(len, contents)) > room:
             return self._fit(name, contents, head, label, tail)
-        return [Encoded([*head, *ids, *tail]) for ids in contents]
+        return [Encoded([*head, *ids, *tail], head=len(head)) for ids in contents]
 
     def _frame(self, instruction: str) -> _Frame:
         """Ids before the text, the label that must be encoded together with it, and ids after it.
@@ -268,7 +270,7 @@ class EmbeddingTemplate:
             dropped = max(0, len(ids) - room)
             if dropped and (self._refuses or needed >= room):
                 self._refuse(name, index, self._max_length + dropped, needed - room + 1)
-            fitted.append(Encoded([*head, *ids[:room], *tail], dropped))
+            fitted.append(Encoded([*head, *ids[:room], *tail], dropped, len(head)))
         return fitted
 
     def _refuse(self, name: str, index: int, length: int, instruction_excess: int) -> None:
@@ -417,7 +419,7 @@ class RerankingTemplate:
     def _join(self, index: int, head: TokenIds, query: TokenIds, document: TokenIds) -> Encoded:
         over = len(head) + len(query) + len(document) + len(self._suffix) - self._max_length
         if over <= 0:
-            return Encoded([*head, *query, *document, *self._suffix])
+            return Encoded([*head, *query, *document, *self._suffix], head=len(head))
         if self._refuses:
             raise InputTooLongError(
                 f"pair {index} has {self._max_length + over} tokens ({len(query)} of them in queries[{index}] and "
@@ -431,7 +433,7 @@ class RerankingTemplate:
             self._refuse(missing, len(head) - len(self._prefix))
         if from_query:
             query = query[: len(query) - from_query - len(self._query_end)] + self._query_end
-        return Encoded([*head, *query, *document[: len(document) - from_document], *self._suffix], over)
+        return Encoded([*head, *query, *document[: len(document) - from_document], *self._suffix], over, len(head))
 
     def _refuse(self, missing: int, instruction_length: int) -> None:
         raise InputTooLongError(

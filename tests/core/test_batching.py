@@ -54,6 +54,23 @@ def test_walking_up_from_the_last_token_gives_back_every_input_and_its_positions
         assert packed.positions[rows].tolist() == list(range(len(ids)))
 
 
+@given(families(), st.integers(0, 40))
+def test_what_inputs_are_behind_is_left_out_and_positions_go_on_from_there(batch: list[TokenIds], behind: int) -> None:
+    beginning = list(range(behind))
+    packed, rest = pack([beginning + ids for ids in batch], behind=behind), pack(batch)
+    assert packed.behind == behind
+    assert packed.tokens == behind * len(batch) + rest.tokens
+    np.testing.assert_array_equal(packed.token_ids, rest.token_ids)
+    np.testing.assert_array_equal(packed.positions, rest.positions + behind)
+    np.testing.assert_array_equal(packed.segments.depths, rest.segments.depths + behind)
+    np.testing.assert_array_equal(packed.last, rest.last)
+
+
+def test_an_input_that_is_nothing_but_what_it_is_behind_is_refused() -> None:
+    with pytest.raises(ValueError, match="input 1 has none"):
+        pack([[1, 2, 3], [1, 2]], behind=2)
+
+
 @given(families())
 def test_segments_cover_the_packed_tokens_once_and_go_on_where_their_parent_ends(batch: list[TokenIds]) -> None:
     packed = pack(batch)

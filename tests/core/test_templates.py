@@ -25,7 +25,7 @@ from qwen_retrieval.specs import (
 from qwen_retrieval.templates import EmbeddingTemplate, Encoded, RerankingTemplate, check_texts
 from qwen_retrieval.testing import ByteTokenizer, fake_embedding_spec, fake_reranking_spec
 from qwen_retrieval.tokenizer import HubTokenizer
-from qwen_retrieval.types import ControlTokens
+from qwen_retrieval.types import ControlTokens, TokenIds
 
 END = 151_643
 FIRST_CONTROL_ID = END
@@ -68,6 +68,12 @@ def fields(text: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3]
 
 
+def uncut(encoded: list[Encoded]) -> list[TokenIds]:
+    """The ids of inputs of which nothing was cut."""
+    assert [one.dropped for one in encoded] == [0] * len(encoded)
+    return [one.ids for one in encoded]
+
+
 # --- the published examples ------------------------------------------------------------------------------------------
 
 
@@ -76,7 +82,7 @@ def test_queries_have_the_published_ids(embedding: EmbeddingTemplate, golden_tok
     assert len(goldens) == 2
     for golden in goldens:
         instruction, query = golden["text"].removeprefix("Instruct: ").split("\nQuery:")
-        assert embedding.encode_queries([query], instruction) == [Encoded(golden["ids"], dropped=0)]
+        assert uncut(embedding.encode_queries([query], instruction)) == [golden["ids"]]
         assert embedding.render_query(query, instruction) == golden["text"] + "<|endoftext|>"
 
 
@@ -128,7 +134,7 @@ def test_pairs_have_the_published_ids(
     reranking = RerankingTemplate(reranker_tokenizer, RERANKING, template=template)
     for golden in goldens:
         instruction, query, document = fields(golden["text"])
-        assert pair(reranking, query, document, instruction) == Encoded(golden["ids"])
+        assert uncut([pair(reranking, query, document, instruction)]) == [golden["ids"]]
         assert reranking.render_pair(query, document, instruction) == golden["text"]
 
 
@@ -296,7 +302,32 @@ def test_a_query_has_the_ids_of_the_whole(
 ) -> None:
     [whole] = embedding_tokenizer.encode([f"Instruct: {instruction}\nQuery:{query}"], control_tokens=False)
 
-    assert embedding.encode_queries([query], instruction) == [Encoded([*whole, END])]
+    assert uncut(embedding.encode_queries([query], instruction)) == [[*whole, END]]
+
+
+@given(
+    instruction=TEXTS.filter(lambda text: bool(text.strip())), queries=st.lists(TEXTS, min_size=1), cut=st.booleans()
+)
+def test_the_head_of_a_query_is_its_instruction_and_the_same_for_all(
+    embedding_tokenizer: HubTokenizer, instruction: str, queries: list[str], cut: bool
+) -> None:
+    [head] = embedding_tokenizer.encode([f"Instruct: {instruction}\n"], control_tokens=False)
+    template = EmbeddingTemplate(embedding_tokenizer, EMBEDDING, max_length=len(head) + 8 if cut else None)
+    for encoded in template.encode_queries(queries, instruction):
+        assert encoded.ids[: encoded.head] == head
+
+
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=5), TEXTS)
+def test_the_head_of_a_pair_is_what_stands_before_its_query(
+    reranking: RerankingTemplate, reranker_tokenizer: HubTokenizer, instruction: str, queries: list[str], document: str
+) -> None:
+    before = reranking.render_pair("", "", instruction).split("<Query>: \n<Document>: ")[0]
+    for encoded in reranking.encode_pairs(queries, [document] * len(queries), instruction):
+        assert reranker_tokenizer.decode(encoded.ids[: encoded.head]) == before
+
+
+def test_a_raw_document_has_no_head(embedding: EmbeddingTemplate) -> None:
+    assert [encoded.head for encoded in embedding.encode_documents(["a", ""])] == [0, 0]
 
 
 @given(instruction=TEXTS.filter(lambda text: bool(text.strip())), query=TEXTS)
@@ -307,7 +338,7 @@ def test_kept_control_tokens_of_a_query_have_the_ids_of_the_whole(
 
     [whole] = embedding_tokenizer.encode([f"Instruct: {instruction}\nQuery:{query}"], control_tokens=True)
 
-    assert embedding.encode_queries([query], instruction) == [Encoded([*whole, END])]
+    assert uncut(embedding.encode_queries([query], instruction)) == [[*whole, END]]
 
 
 @given(instruction=TEXTS.filter(lambda text: bool(text.strip())), query=TEXTS)

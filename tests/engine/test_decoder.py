@@ -85,6 +85,18 @@ def test_vectors_equal_those_of_transformers(decoder: Decoder, reference: Qwen3M
     assert_equal_vectors(compute(decoder, batch), last_hidden_states(reference, batch))
 
 
+@pytest.mark.parametrize("length", [1, 23])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+def test_inputs_behind_a_beginning_that_was_computed_before_equal_those_of_transformers(
+    decoder: Decoder, reference: Qwen3Model, batch: list[TokenIds], length: int
+) -> None:
+    start = ids(99, length)
+    inputs = [start + own for own in batch]
+    beginning = decoder.beginning(start, torch.float32)
+    found = decoder.last_hidden_states(pack(inputs, behind=length), torch.float32, beginning).numpy()
+    assert_equal_vectors(found, last_hidden_states(reference, inputs))
+
+
 def test_the_reference_tells_inputs_apart(reference: Qwen3Model) -> None:
     vectors = units(last_hidden_states(reference, BATCHES["mixed lengths"]))
     cosines = (vectors @ vectors.T)[~np.eye(len(vectors), dtype=bool)]

@@ -190,9 +190,9 @@ def test_a_model_computes_with_the_number_of_threads_that_it_was_loaded_and_chec
     seen: list[int] = []
     computed = Decoder.last_hidden_states
 
-    def noted(decoder: Decoder, packed: PackedBatch, dtype: torch.dtype) -> Tensor:
+    def noted(decoder: Decoder, packed: PackedBatch, dtype: torch.dtype, beginning: None = None) -> Tensor:
         seen.append(torch.get_num_threads())
-        return computed(decoder, packed, dtype)
+        return computed(decoder, packed, dtype, beginning)
 
     monkeypatch.setattr(Decoder, "last_hidden_states", noted)
     with embedder("float32") as model:

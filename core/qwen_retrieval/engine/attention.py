@@ -33,7 +33,7 @@ class Spans:
     """Which rows attend to which: span i has query rows ``query_rows[i]`` and key rows ``key_rows[i]``.
 
     The query rows of all spans, one after the other, are the rows of the query tensor. Spans with the same
-    ``prefixes[i]`` begin with the same key rows; -1 stands for those that share none.
+    ``prefixes[i]`` begin with the same key rows; -1 stands for those that share none within the batch.
     """
 
     query_rows: list[IndexArray]
@@ -67,10 +67,11 @@ def _own_rows(packed: PackedBatch) -> list[IndexArray]:
 
 
 def _path_rows(packed: PackedBatch) -> list[IndexArray]:
+    beginning = np.arange(packed.behind)  # the first rows of the keys; those of the batch come after them
     paths: list[IndexArray] = []
     for own, parent in zip(_own_rows(packed), packed.segments.parents.tolist(), strict=True):
         # A parent stands before its children, so its path is already there.
-        paths.append(np.concatenate([paths[parent], own]) if parent >= 0 else own)
+        paths.append(np.concatenate([paths[parent] if parent >= 0 else beginning, own + packed.behind]))
     return paths
 
 
@@ -89,7 +90,8 @@ class Attention(Protocol):
 
         Args:
             query: (T_q, heads, head_dim), one row for each query row of the spans, in their order.
-            key_value: (T, 2, kv_heads, head_dim), keys and values of the rows of the packed batch.
+            key_value: (T, 2, kv_heads, head_dim), keys and values of the rows of the packed batch, after those of the
+                beginning that it is behind.
 
         Returns:
             (T_q, heads, head_dim).
@@ -116,7 +118,7 @@ class _Group:
     """Spans side by side: G spans padded on the right to Sq queries and Sk keys."""
 
     query_index: Tensor  # (G, Sq) rows of the query tensor
-    key_index: Tensor  # (G, Sk) rows of the packed batch
+    key_index: Tensor  # (G, Sk) rows of the key tensor
     mask: Tensor | None  # bool, broadcastable to (G, 1, Sq, Sk); None: plain causal
     real: Tensor | None  # (rows,) positions in the flattened (G, Sq) that are not padding; None: all
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from qwen_retrieval.batching import PackedBatch
+from qwen_retrieval.batching import PackedBatch, pack
 from qwen_retrieval.engine.attention import Attention, Spans, plan_attention
 from qwen_retrieval.engine.kernels import Kernels, Rope, choose_kernels, rope_table
 from qwen_retrieval.engine.matrices import cast, linear
 from qwen_retrieval.engine.staging import upload
 from qwen_retrieval.engine.weights import DecoderConfig, DecoderWeights, LayerWeights, Matrix
+from qwen_retrieval.types import TokenIds
 
 MLP_CHUNK = 1024
 """Rows of the MLP computed at a time on the CPU, so that its wide intermediate stays in the cache."""
@@ -47,6 +49,32 @@ class Strategy:
     multiply: Product = linear
     share: bool = True
     threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What inputs begin with, as attention sees it, so that it need not be computed again.
+
+    Attributes:
+        layers: For each layer (P, 2, num_kv_heads, head_dim), the keys, rotated, and the values of its P tokens.
+    """
+
+    layers: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.layers[0])
+
+    def before(self, layer: int, own: Tensor) -> Tensor:
+        """(P + T, 2, num_kv_heads, head_dim) in `layer`, of the beginning and of a batch's own T tokens."""
+        return torch.cat([self.layers[layer], own])
+
+
+KeysAndValues = Callable[[int, Tensor], Tensor]
+"""What attention sees in a layer, given its number and (T, 2, num_kv_heads, head_dim) of the batch's own tokens."""
+
+
+def _own(_layer: int, own: Tensor) -> Tensor:
+    return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +123,30 @@ class Decoder:
         # The last one is the longest. Shorter ones are kept, because recorded CUDA graphs read their memory.
         self._rope_tables: list[tuple[Tensor, Tensor]] = []
 
-    def last_hidden_states(self, packed: PackedBatch, dtype: torch.dtype) -> Tensor:
+    def last_hidden_states(self, packed: PackedBatch, dtype: torch.dtype, beginning: Beginning | None = None) -> Tensor:
         """The hidden state of each input's last token, after the final norm.
 
         Args:
             packed: n inputs as `batching.pack` lays them out.
             dtype: What to compute in. Weights stored in another dtype are cast layer by layer, for the time they
                 are used.
+            beginning: What the inputs are behind, in `dtype`: ``packed.behind`` tokens. None for none.
 
         Returns:
             (n, hidden) in `dtype`, in input order.
         """
-        return self.forward(self.stage(packed, dtype), dtype)
+        return self.forward(self.stage(packed, dtype), dtype, beginning.before if beginning else _own)
+
+    def beginning(self, token_ids: TokenIds, dtype: torch.dtype) -> Beginning:
+        """Compute what inputs begin with: at least one token."""
+        layers: list[Tensor] = []
+
+        def keep(_layer: int, own: Tensor) -> Tensor:
+            layers.append(own.clone())  # which lies among the queries
+            return own
+
+        self.forward(self.stage(pack([token_ids]), dtype), dtype, keep)
+        return Beginning(layers)
 
     @torch.inference_mode()
     def stage(self, packed: PackedBatch, dtype: torch.dtype) -> StagedBatch:
@@ -122,15 +162,16 @@ class Decoder:
         return StagedBatch(token_ids, positions, last, longest, attention, last_attention)
 
     @torch.inference_mode()
-    def forward(self, batch: StagedBatch, dtype: torch.dtype) -> Tensor:
+    def forward(self, batch: StagedBatch, dtype: torch.dtype, seen: KeysAndValues = _own) -> Tensor:
         """What `last_hidden_states` returns, of a batch on the device. Nothing in here waits for the device."""
         weights, eps = self.weights, self.config.rms_norm_eps
         rope = Rope(self._rope(batch.longest), batch.positions)
         hidden = weights.embedding.index_select(0, batch.token_ids).to(dtype)  # (T, hidden), the residual stream
         delta = None  # what is still to be added to it
-        for layer in weights.layers[:-1]:
-            delta = self._layer(layer, hidden, delta, rope, batch.attention)
-        hidden, delta = self._last_layer(weights.layers[-1], hidden, delta, batch, rope)
+        for number, layer in enumerate(weights.layers[:-1]):
+            delta = self._layer(layer, hidden, delta, rope, batch.attention, partial(seen, number))
+        last = len(weights.layers) - 1
+        hidden, delta = self._last_layer(weights.layers[last], hidden, delta, batch, rope, partial(seen, last))
         return self._kernels.add_rms_norm(hidden, delta, weights.norm, eps)  # (n, hidden)
 
     def _rope(self, length: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +183,13 @@ class Decoder:
         return self._rope_tables[-1]
 
     def _layer(
-        self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, rope: Rope, attention: Attention
+        self,
+        layer: LayerWeights,
+        hidden: Tensor,
+        delta: Tensor | None,
+        rope: Rope,
+        attention: Attention,
+        seen: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
         """One layer: changes `hidden` in place, returns what is still to be added to it."""
         config = self.config
@@ -151,11 +198,17 @@ class Decoder:
         query_key = heads[:, : -config.num_kv_heads]
         self._kernels.norm_rotate(query_key, layer.head_norms, rope, config.rms_norm_eps)
         query, key_value = torch.split(heads, [config.num_heads, 2 * config.num_kv_heads], dim=1)
-        attended = attention(query, self._pair(key_value))  # (T, num_heads, head_dim)
+        attended = attention(query, seen(self._pair(key_value)))  # (T, num_heads, head_dim)
         return self._mlp(layer, hidden, self._multiply(attended.flatten(1), layer.output))
 
     def _last_layer(
-        self, layer: LayerWeights, hidden: Tensor, delta: Tensor | None, batch: StagedBatch, rope: Rope
+        self,
+        layer: LayerWeights,
+        hidden: Tensor,
+        delta: Tensor | None,
+        batch: StagedBatch,
+        rope: Rope,
+        seen: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor | None]:
         """The last layer for the last tokens only; keys and values are needed of all tokens.
 
@@ -169,7 +222,7 @@ class Decoder:
         self._kernels.norm_rotate(key_value[:, 0], key_norms, rope, config.rms_norm_eps)
         query = self._split(self._multiply(x.index_select(0, batch.last), layer.qkv[: config.query_size]))
         self._kernels.norm_rotate(query, query_norms, rope.at(batch.last), config.rms_norm_eps)
-        attended = batch.last_attention(query, key_value)  # (n, num_heads, head_dim)
+        attended = batch.last_attention(query, seen(key_value))  # (n, num_heads, head_dim)
         residual = hidden.index_select(0, batch.last)
         return residual, self._mlp(layer, residual, self._multiply(attended.flatten(1), layer.output))
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from qwen_retrieval.batching import pack
 from qwen_retrieval.engine import float8, int8, invariance
 from qwen_retrieval.engine.attention import supports_flash
-from qwen_retrieval.engine.decoder import Decoder
+from qwen_retrieval.engine.beginnings import Beginnings
+from qwen_retrieval.engine.decoder import Beginning, Decoder
 from qwen_retrieval.engine.graphs import GraphedPasses
 from qwen_retrieval.engine.matrices import pack_layers
 from qwen_retrieval.engine.staging import Download
@@ -138,7 +139,7 @@ class WorkCounters:
     tokens: int = 0
     """Tokens of all inputs, as given."""
     computed_tokens: int = 0
-    """Tokens that went through the layers, after sharing prefixes."""
+    """Tokens that went through the layers, after sharing prefixes and without those that were computed earlier."""
 
 
 class PackedEngine:
@@ -157,12 +158,22 @@ class PackedEngine:
         self.dtype = dtype
         self.counters = WorkCounters()
         self._small = small
+        self._beginnings = Beginnings() if decoder.device.type == "cpu" and decoder.strategy.share else None
         self._launching = threading.Lock()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.device
+
+    def expect(self, beginning: TokenIds) -> None:
+        """Inputs with this beginning are about to come, call after call: where it pays, it is computed once for all.
+
+        Args:
+            beginning: Token ids; too few or too many are ignored.
+        """
+        if self._beginnings is not None:
+            self._beginnings.expect(beginning)
 
     def _compute(self, batch: list[TokenIds]) -> FloatArray:
         """The batch's rows: (n, …) float32, finite, in input order.
@@ -192,9 +203,10 @@ class PackedEngine:
             _use_threads(self.decoder.strategy.threads)
             hidden = self._small.last_hidden_states(batch) if self._small and dtype == self.dtype else None
             if hidden is None:
-                packed = pack(batch, share=self.decoder.strategy.share)
+                beginning = self._beginning(batch) if dtype == self.dtype else None
+                packed = pack(batch, share=self.decoder.strategy.share, behind=len(beginning) if beginning else 0)
                 computed = packed.computed_tokens
-                hidden = self.decoder.last_hidden_states(packed, dtype)  # (n, hidden)
+                hidden = self.decoder.last_hidden_states(packed, dtype, beginning)  # (n, hidden)
             else:
                 computed = sum(map(len, batch))
             download = Download(self._finish(hidden.float()))
@@ -202,6 +214,17 @@ class PackedEngine:
             self.counters.tokens += sum(map(len, batch))
             self.counters.computed_tokens += computed
         return download.wait()
+
+    def _beginning(self, batch: list[TokenIds]) -> Beginning | None:
+        """What all inputs begin with, if that was expected; computed now if they are the first."""
+        expected = self._beginnings.of(batch) if self._beginnings else None
+        if expected is None:
+            return None
+        if expected.computed is None:
+            expected.computed = self.decoder.beginning(expected.tokens, self.dtype)
+            self.counters.forward_passes += 1
+            self.counters.computed_tokens += len(expected.tokens)
+        return expected.computed
 
     def _finish(self, hidden: Tensor) -> Tensor:
         """What is asked for, made of the last tokens' hidden states: (n, hidden) float32 -> (n, …) float32."""
