@@ -85,13 +85,8 @@ def one_layer(
         planned = model.strategy.plan(attention.Spans.of_segments(batch), CPU, dtype)
     hidden = torch.randn(batch.computed_tokens, CONFIG.hidden_size).to(dtype)
     beginning = decoder.Beginning([torch.randn(batch.behind, 2, CONFIG.num_kv_heads, CONFIG.head_dim).to(dtype)])
-    seen = partial(beginning.before, 0) if batch.behind else own_alone
+    seen = partial(beginning.before, 0) if batch.behind else lambda own: own
     return lambda: model._layer(layer, hidden.clone(), None, rope, planned, seen)
-
-
-def own_alone(own: Tensor) -> Tensor:
-    """What attention sees of a batch that is behind nothing."""
-    return own
 
 
 class SlowHeads(kernels.CpuKernels):

@@ -135,7 +135,7 @@ class Decoder:
         Returns:
             (n, hidden) in `dtype`, in input order.
         """
-        return self.forward(self.stage(packed, dtype), dtype, beginning.before if beginning else _own)
+        return self.forward(self.stage(packed, dtype), dtype, _own if beginning is None else beginning.before)
 
     def beginning(self, token_ids: TokenIds, dtype: torch.dtype) -> Beginning:
         """Compute what inputs begin with: at least one token."""

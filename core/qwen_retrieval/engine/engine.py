@@ -204,7 +204,8 @@ class PackedEngine:
             hidden = self._small.last_hidden_states(batch) if self._small and dtype == self.dtype else None
             if hidden is None:
                 beginning = self._beginning(batch) if dtype == self.dtype else None
-                packed = pack(batch, share=self.decoder.strategy.share, behind=len(beginning) if beginning else 0)
+                behind = 0 if beginning is None else len(beginning)
+                packed = pack(batch, share=self.decoder.strategy.share, behind=behind)
                 computed = packed.computed_tokens
                 hidden = self.decoder.last_hidden_states(packed, dtype, beginning)  # (n, hidden)
             else:
